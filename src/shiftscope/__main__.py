@@ -1,0 +1,5 @@
+"""`python -m shiftscope` is the same as `shiftscope`."""
+
+from shiftscope.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""Sample answers from one model with a KV cache, batched; the sample does not depend on how texts are batched.
+
+Randomness is keyed by (seed, text, position). Temperature 0 is greedy. An answer ends with the model's end-of-text token,
+which belongs to it: stopping is a decision like any other.
+"""
+
+# B texts of a batch, T positions, V vocabulary
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shiftscope.core.checkpoints import Checkpoint
+from shiftscope.core.divergence import truncate_top_p
+from shiftscope.core.head import evaluating
+from shiftscope.core.randomness import uniforms
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    temperature: 0 is greedy. top_p: mass of the nucleus kept. samples: answers per prompt. max_new_tokens: longest answer.
+    seed: of the draws. Raises ValueError for values outside these ranges.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    max_new_tokens: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"temperature {self.temperature} and top_p {self.top_p}: need temperature >= 0 and 0 < top_p <= 1")
+        if self.samples < 1 or self.max_new_tokens < 1:
+            raise ValueError(f"samples {self.samples} and max_new_tokens {self.max_new_tokens}: both must be at least 1")
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"samples is {self.samples} at temperature 0: greedy answers would all be equal; raise --temperature")
+
+
+def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """The drawn token of every row by inverse CDF in id order, so that equal numbers give coupled draws. [B] int64."""
+    if temperature == 0:
+        return logits_BV.argmax(-1)
+    logp_BV = (logits_BV.double() / temperature).log_softmax(-1)
+    if top_p < 1:
+        logp_BV = truncate_top_p(logp_BV, top_p)
+    cumulative_BV = logp_BV.exp().cumsum(-1)
+    target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
+    drawn_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
+    last_possible_B = (logp_BV > -torch.inf).long().mul(torch.arange(logp_BV.shape[-1], device=logp_BV.device)).amax(-1)
+    return torch.minimum(drawn_B, last_possible_B)
+
+
+def end_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The ids that end an answer: the generation configuration's, else the tokenizer's end-of-text token."""
+    configured = getattr(checkpoint.model.generation_config, "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    ids = [token for token in (*found, checkpoint.tokenizer.eos_token_id) if token is not None]
+    return tuple(dict.fromkeys(ids))
+
+
+def sample(
+    checkpoint: Checkpoint, contexts: Sequence[Sequence[int]], documents: Sequence[int], sampling: Sampling
+) -> list[tuple[int, ...]]:
+    """One answer per context as token ids, ended by an end-of-text id or by max_new_tokens (or the model's context).
+
+    documents: the number of each context, which keys its random numbers.
+    """
+    if not contexts:
+        return []
+    device, ends = checkpoint.head.device, torch.tensor(end_ids(checkpoint), dtype=torch.long)
+    room = (checkpoint.context_length or 1 << 30) - max(map(len, contexts))
+    if room < 1:
+        raise ValueError(
+            f"a prompt of {max(map(len, contexts))} tokens leaves no room in {checkpoint.name}, which reads at most "
+            f"{checkpoint.context_length}: shorten the prompt"
+        )
+    ids_BT, mask_BT = left_padded(contexts)
+    answers: list[list[int]] = [[] for _ in contexts]
+    alive = torch.ones(len(contexts), dtype=torch.bool)
+    cache = None
+    with evaluating(checkpoint.model):
+        step_BT = ids_BT
+        for position in range(min(sampling.max_new_tokens, room)):
+            places_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, -step_BT.shape[1] :]
+            output = checkpoint.model(
+                input_ids=step_BT.to(device),
+                attention_mask=mask_BT.to(device),
+                position_ids=places_BT.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache = output.past_key_values
+            uniform_B = torch.from_numpy(uniforms(sampling.seed, list(documents), position))
+            drawn_B = choose(output.logits[:, -1].float(), uniform_B, sampling.temperature, sampling.top_p).cpu()
+            for row in alive.nonzero()[:, 0].tolist():
+                answers[row].append(int(drawn_B[row]))
+            alive &= ~torch.isin(drawn_B, ends)
+            if not alive.any():
+                break
+            step_BT = drawn_B[:, None]
+            mask_BT = torch.cat([mask_BT, torch.ones(len(contexts), 1, dtype=torch.long)], 1)
+    return [tuple(answer) for answer in answers]
+
+
+def left_padded(contexts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Contexts of unequal length as ids [B, T] padded on the left, and their attention mask [B, T]."""
+    longest = max(map(len, contexts))
+    ids_BT = torch.zeros(len(contexts), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for row, context in enumerate(contexts):
+        ids_BT[row, longest - len(context) :] = torch.tensor(context)
+        mask_BT[row, longest - len(context) :] = 1
+    return ids_BT, mask_BT

@@ -1,0 +1,258 @@
+"""Verifiable-reward tuning by trl's GRPO, with a hook for token weights: what `adapt rlvr` and the zoo's recipe share.
+
+The objective is DAPO's (arXiv 2503.14476): group-normalised advantages, asymmetric clip, mean over tokens, groups whose
+answers all earn the same left out; with a KL leash to the starting checkpoint where `leash` is above 0. trl masks no
+such groups: they get advantage 0 but stay in its token count and under its leash; here they are in neither.
+
+trl is used through three of its trainer's methods that are not public (`_generate_and_score_completions`,
+`_get_per_token_logps_and_entropies`, `_compute_loss`), all in `_trainer`; written against trl 1.16.
+"""
+
+# B answers of a minibatch, T answer tokens
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shiftscope.core.verifiers import Verifier
+
+TokenWeights = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logp_new_BT, logp_old_BT, mask_BT) -> weights_BT
+COLUMNS = ("reward_mean", "zero_variance_share", "kl_to_start_nats", "k3_p50", "k3_p90", "k3_p99", "weight_min", "weight_max")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to tune: `rollouts` times draw prompts × samples answers, then epochs × minibatches updates on them.
+
+    clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high] (DAPO's 0.2 and 0.28).
+    schedule: of the learning rate, by transformers' names ('constant', 'linear', 'cosine').
+    leash: factor of the KL to the starting checkpoint, 0 for none. micro_batch: answers a device handles at once
+    (None: a whole minibatch); the rest is gradient accumulation.
+    """
+
+    rollouts: int = 70
+    prompts: int = 32
+    samples: int = 8
+    epochs: int = 2
+    minibatches: int = 2
+    learning_rate: float = 1e-6
+    schedule: str = "constant"
+    leash: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    micro_batch: int | None = None
+    gradient_checkpointing: bool = False
+    bf16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("rollouts", "prompts", "epochs", "minibatches", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.samples < 2:
+            raise ValueError(f"samples is {self.samples}: a group needs at least 2 answers to compare")
+        if (self.prompts * self.samples) % self.minibatches:
+            raise ValueError(
+                f"{self.prompts} prompts × {self.samples} samples do not divide into {self.minibatches} minibatches"
+            )
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.leash < 0:
+            raise ValueError(f"leash is {self.leash}: it must be 0 (none) or above")
+
+
+def k3_nats(logp_new_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
+    """Estimate of KL(old‖new) from tokens drawn from old: r − 1 − ln r with r = new/old; at least 0, unbiased.
+
+    Takes log-probabilities of the drawn tokens, works in float64 and returns float64 without gradient.
+    Source: arXiv 2603.22446 (weights of the advantage); the estimator is J. Schulman's k3.
+    """
+    log_ratio_BT = (logp_new_BT.detach().double() - logp_old_BT.detach().double())
+    return (torch.expm1(log_ratio_BT) - log_ratio_BT).clamp(min=0)
+
+
+def tune(
+    start: str | Path,
+    rows: Sequence[dict[str, str]],
+    verifier: Verifier,
+    folder: str | Path,
+    *,
+    settings: Settings,
+    weigh: TokenWeights | None = None,
+) -> list[dict[str, Any]]:
+    """Tune the checkpoint in the folder `start` on the verifier's rewards, save it with its tokenizer in `folder`.
+
+    rows: {'prompt', 'reference' (optional)}. weigh: weights of the advantages, one for each token of a minibatch.
+    Returns one record an update: step, rollout and COLUMNS (the rollout's reward and share of groups left out; KL to
+    the start where there is a leash). Runs under torchrun / accelerate as it is.
+    """
+    if len(rows) < settings.prompts:
+        raise ValueError(f"there are {len(rows)} prompts and a rollout takes {settings.prompts}: give more or lower `prompts`")
+    with _own_randomness():
+        trainer = _trainer(str(start), rows, verifier, Path(folder), settings, weigh)
+        trainer.train()
+    trainer.save_model(str(folder))
+    return _records(trainer.state.log_history, settings)
+
+
+def require_trl() -> None:
+    """Raise ValueError, with the way to install it, where trl is missing."""
+    try:
+        import trl  # noqa: F401
+    except ImportError as error:
+        raise ValueError("verifiable-reward tuning needs the package trl: pip install 'shiftscope[trl]'") from error
+
+
+def _trainer(
+    start: str, rows: Sequence[dict[str, str]], verifier: Verifier, folder: Path, settings: Settings, weigh: TokenWeights | None
+) -> Any:
+    """trl's GRPO trainer with token weights, without groups of no variance, and with k3 and the weights in its log."""
+    require_trl()
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from transformers.trainer_callback import PrinterCallback
+    from trl import GRPOTrainer
+
+    class WeightedGRPO(GRPOTrainer):
+        _minibatch: dict[str, Any] | None = None  # the one whose loss is being computed
+
+        def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+            rollout = super()._generate_and_score_completions(inputs)
+            kept_B = informative(rollout["advantages"], self.num_generations)
+            kept_tokens = self.accelerator.gather((rollout["completion_mask"] * kept_B[:, None]).sum()).sum()
+            rollout["advantages"] = rollout["advantages"] * (rollout["num_items_in_batch"] / kept_tokens.clamp(min=1))
+            rollout["kept"] = kept_B
+            return rollout
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+            self._minibatch = dict(inputs)  # a copy: the rollout is used again in the next epoch
+            try:
+                return super()._compute_loss(model, self._minibatch)
+            finally:
+                self._minibatch = None
+
+        def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+            out = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+            if self._minibatch is not None:
+                weigh_minibatch(self._minibatch, out[0].detach(), weigh, self._metrics["train"])
+            return out
+
+    def reward(prompts: list[str], completions: list[str], reference: list[str | None], **_: Any) -> list[float]:
+        return [verifier(p, answer, r) for p, answer, r in zip(prompts, completions, reference, strict=True)]
+
+    trainer = WeightedGRPO(
+        model=start,
+        reward_funcs=reward,
+        args=_config(folder, settings),
+        train_dataset=Dataset.from_list([{"prompt": r["prompt"], "reference": r.get("reference")} for r in rows]),
+        processing_class=AutoTokenizer.from_pretrained(start, padding_side="left"),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def informative(advantages_B: Tensor, samples: int) -> Tensor:
+    """Which answers belong to a group whose rewards differ: groups are consecutive, `samples` answers each."""
+    groups_GS = advantages_B.view(-1, samples)
+    return (groups_GS != 0).any(1, keepdim=True).expand_as(groups_GS).reshape(-1)
+
+
+def weigh_minibatch(
+    minibatch: dict[str, Any], logp_new_BT: Tensor, weigh: TokenWeights | None, log: dict[str, list[float]]
+) -> None:
+    """Multiply a minibatch's advantages by their token weights, in place, and log k3 and the weights' range.
+
+    minibatch: trl's; advantages [B] become [B, T]. Without old log-probabilities the policy is the one that drew the
+    answers: k3 is 0.
+    """
+    logp_old_BT = minibatch.get("old_per_token_logps", logp_new_BT)
+    mask_BT = (minibatch["completion_mask"] * minibatch["kept"][:, None]).bool()
+    k3_N = k3_nats(logp_new_BT, logp_old_BT)[mask_BT]
+    weights_N = torch.ones_like(k3_N)
+    if weigh is not None:
+        weights_BT = weigh(logp_new_BT, logp_old_BT, mask_BT)
+        minibatch["advantages"] = minibatch["advantages"][:, None] * weights_BT.to(minibatch["advantages"].dtype)
+        weights_N = weights_BT[mask_BT]
+    if len(k3_N):
+        for name, q in (("k3_p50", 0.5), ("k3_p90", 0.9), ("k3_p99", 0.99)):
+            log[name].append(float(np.quantile(k3_N.cpu().numpy(), q)))
+        log["weight_min"].append(float(weights_N.min()))
+        log["weight_max"].append(float(weights_N.max()))
+
+
+def _config(folder: Path, settings: Settings) -> Any:
+    from accelerate import PartialState
+    from trl import GRPOConfig
+
+    processes = PartialState().num_processes
+    answers, minibatch = settings.prompts * settings.samples, settings.prompts * settings.samples // settings.minibatches
+    micro = settings.micro_batch or minibatch // processes
+    if settings.prompts % processes or minibatch % (micro * processes):
+        raise ValueError(
+            f"{settings.prompts} prompts and minibatches of {minibatch} answers do not divide over {processes} processes "
+            f"with {micro} answers at once: change `prompts`, `minibatches` or `micro_batch`"
+        )
+    return GRPOConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=minibatch // (micro * processes),
+        generation_batch_size=answers,
+        num_generations=settings.samples,
+        num_iterations=settings.epochs,
+        max_steps=settings.rollouts * settings.epochs * settings.minibatches,
+        max_completion_length=settings.max_new_tokens,
+        temperature=settings.temperature,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        loss_type="dapo",
+        scale_rewards="group",
+        epsilon=settings.clip_low,
+        epsilon_high=settings.clip_high,
+        beta=settings.leash,
+        bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        disable_dropout=True,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings.seed,
+    )
+
+
+def _records(history: Sequence[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """trl's log as one record an update; a rollout's reward stands in each of its updates."""
+    per_rollout = settings.epochs * settings.minibatches
+    records, reward, dropped = [], None, None
+    for entry in history:
+        if "loss" not in entry:
+            continue  # the run's closing summary
+        reward, dropped = entry.get("reward", reward), entry.get("frac_reward_zero_std", dropped)
+        measured = {name: entry.get(name) for name in COLUMNS}
+        measured |= {"reward_mean": reward, "zero_variance_share": dropped, "kl_to_start_nats": entry.get("kl")}
+        records.append({"step": entry["step"], "rollout": (entry["step"] - 1) // per_rollout + 1, **measured})
+    return records
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    """trl seeds the global generators: put them back as they were."""
+    python, array = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)

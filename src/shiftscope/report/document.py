@@ -1,0 +1,187 @@
+"""Document: a result as one self-contained HTML page that needs no network.
+
+The page's texts, tokens and chart rows enter as JSON in one data element; only our own scripts may run (the content
+security policy names them by hash), so that nothing a model wrote can become markup or code.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow as pa
+
+from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.report import charts, formats, texts
+
+HERE = Path(__file__).parent
+TABLE_ROWS = 200
+KEY_FIGURES = 6
+
+
+def write(result: Result, path: str | Path) -> Path:
+    """Write the page of a result to path (folders are made); returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(result), encoding="utf-8", newline="\n")
+    return path
+
+
+def page(result: Result) -> str:
+    """The HTML page of a result: verdict, key figures, token heat maps, panels, notes, provenance and command.
+
+    Raises: ValueError when a `texts` panel lacks a column it needs.
+    """
+    data: dict[str, Any] = {"maps": [], "charts": [], "themes": {mode: charts.theme(mode) for mode in ("light", "dark")}}
+    sections = [_section(part, i, data) for i, part in enumerate(_sections(result))]
+    scripts = [(HERE / "page.js").read_text("utf-8")]
+    if data["maps"]:
+        scripts.append((HERE / "heatmap.js").read_text("utf-8"))
+    if data["charts"]:
+        scripts.insert(0, _bundle())
+    pair = formats.pair(result)
+    data["pair"] = pair if len(pair) == 2 else ["base", "tuned"]
+    provenance = _provenance(result)
+    return _template().render(
+        method=result.method,
+        pair=pair,
+        verdict=list(result.verdict) or [sentence for part in result.parts for sentence in part.verdict[:1]],
+        tiles=[_tile(name, figure) for name, figure in _key_figures(result)],
+        sections=sections,
+        parted=len(sections) > 1,
+        notes=_notes(result),
+        command=str(provenance.pop("command", "")),
+        provenance=list(_flat(provenance)),
+        css=(HERE / "page.css").read_text("utf-8"),
+        data=texts.script_json(data),
+        scripts=scripts,
+        policy=" ".join(f"'sha256-{_hash(script)}'" for script in scripts),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("page.html.jinja")
+
+
+@cache
+def _bundle() -> str:
+    return charts.bundle()
+
+
+def _hash(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _sections(result: Result) -> Iterator[Result]:
+    """The result and its parts, in order, those that have something to show."""
+    if result.panels or result.figures or not result.parts:
+        yield result
+    for part in result.parts:
+        yield from _sections(part)
+
+
+def _section(result: Result, index: int, data: dict[str, Any]) -> dict[str, Any]:
+    ordered = sorted(result.panels, key=lambda panel: panel.kind != "texts")
+    panels = [_panel(panel, data) for panel in ordered]
+    narrow = [panel for panel in panels if not panel["wide"]]
+    if len(narrow) % 2:
+        narrow[-1]["wide"] = True
+    return {
+        "id": f"part-{index}",
+        "title": formats.label(result.method.split()[-1]) if result.method else "Result",
+        "method": result.method,
+        "verdict": list(result.verdict),
+        "figures": [_tile(name, figure) for name, figure in result.figures.items()],
+        "panels": panels,
+    }
+
+
+def _panel(panel: Panel, data: dict[str, Any]) -> dict[str, Any]:
+    """What the template needs of a panel; rows of charts and heat maps go into `data`."""
+    about = {"title": panel.title, "caption": panel.caption, "kind": panel.kind, "note": "", "wide": False}
+    if panel.kind == "texts":
+        packed = texts.pack(panel)
+        data["maps"].append(packed)
+        shown = len(packed["texts"])
+        if shown < packed["total_texts"]:
+            about["note"] = (
+                f"The page shows {shown:,} of {packed['total_texts']:,} texts, evenly spaced, to stay light; the figures are from all of them."
+            )
+        return about | {"index": len(data["maps"]) - 1, "wide": True}
+    if panel.kind == "table":
+        if panel.table.num_rows > TABLE_ROWS:
+            about["note"] = f"The first {TABLE_ROWS} of {panel.table.num_rows:,} rows."
+        return about | _table(panel.table.slice(0, TABLE_ROWS)) | {"wide": panel.table.num_columns > 5}
+    data["charts"].append(charts.specification(panel))
+    return about | {"kind": "chart", "note": charts.left_out(panel), "index": len(data["charts"]) - 1}
+
+
+def _table(table: pa.Table) -> dict[str, Any]:
+    """Heads (title, is it numeric) and rows of (text, value to sort by) for an HTML table."""
+    kinds = [field.type for field in table.schema]
+    numeric = [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds]
+    heads = [(formats.label(name), is_number) for name, is_number in zip(table.column_names, numeric, strict=True)]
+    rows = [[(formats.number(cell), "" if cell is None else cell) for cell in row.values()] for row in table.to_pylist()]
+    return {"heads": heads, "rows": rows}
+
+
+def _tile(name: str, figure: Figure) -> dict[str, Any]:
+    """A figure for the page; a share also as a bar with its interval, in percent of the track."""
+    track = None
+    if figure.unit == "share" and isinstance(figure.value, float) and 0 <= figure.value <= 1:
+        low, high = (figure.low, figure.high) if figure.low is not None and figure.high is not None else (figure.value, figure.value)
+        track = {"value": 100 * figure.value, "low": 100 * max(low, 0), "width": 100 * (min(high, 1) - max(low, 0))}
+    return {
+        "name": name,
+        "label": formats.label(name, figure.unit),
+        "value": formats.value(figure),
+        "interval": formats.interval(figure),
+        "n": formats.number(figure.n),
+        "track": track,
+    }
+
+
+def _key_figures(result: Result) -> list[tuple[str, Figure]]:
+    """The figures at the top: the result's own first ones, or of a composite without own figures the first of each part."""
+    if result.figures or not result.parts:
+        return list(result.figures.items())[:KEY_FIGURES]
+    each = max(2, KEY_FIGURES // len(result.parts))
+    return [item for part in result.parts for item in _key_figures(part)[:each]][:KEY_FIGURES]
+
+
+def _notes(result: Result) -> list[str]:
+    """All notes, without the verdicts that stand elsewhere on the page."""
+    said = {sentence for part in _walk(result) for sentence in part.verdict}
+    return [note for note in result.all_notes() if note not in said]
+
+
+def _walk(result: Result) -> Iterator[Result]:
+    yield result
+    for part in result.parts:
+        yield from _walk(part)
+
+
+def _provenance(result: Result) -> dict[str, Any]:
+    """The result's own provenance, or the first part's that has one."""
+    return next((dict(part.provenance) for part in _walk(result) if part.provenance), {})
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested provenance as lines of (path, text)."""
+    for name, entry in entries.items():
+        path = f"{prefix}{name}"
+        if isinstance(entry, Mapping):
+            yield from _flat(entry, f"{path} › ")
+        elif isinstance(entry, (list, tuple)):
+            yield path, ", ".join(map(str, entry))
+        else:
+            yield path, formats.number(entry) if isinstance(entry, bool) else str(entry)
