@@ -23,6 +23,7 @@ def law_table(n_texts: int, n_tokens: int, *, seed: int = 0, top: int = 10, piec
     """A `compare tokens` table: most positions hardly move, some move a lot; lists and scalars agree with each other."""
     rng = np.random.default_rng(seed)
     n, v = n_texts * n_tokens, len(pieces)
+    top = min(top, v)
     base_NV = np.log(rng.dirichlet(np.full(v, 0.05), n) + 1e-9).astype(np.float32)
     push_N = np.where(rng.random(n) < 0.15, rng.exponential(2.5, n), rng.exponential(0.05, n))[:, None]
     tuned_NV = base_NV + push_N * rng.normal(size=(n, v)).astype(np.float32)
@@ -72,6 +73,32 @@ def law_table(n_texts: int, n_tokens: int, *, seed: int = 0, top: int = 10, piec
     texts = [{"text": i, "id": f"doc-{i}", "prompt": prompt or f"What does case {i} return?", "answer": "…"} for i in range(n_texts)]
     metadata = {b"tokens": json.dumps({str(i): piece for i, piece in enumerate(pieces)}).encode(), b"texts": json.dumps(texts).encode()}
     return table.replace_schema_metadata(metadata)
+
+
+def noise_table(n_texts: int, n_tokens: int, *, n_vocabulary: int = 30_000, top: int = 10, seed: int = 0) -> pa.Table:
+    """The columns of `law_table` filled with noise: the hardest table of its size to compress, and quick to make."""
+    rng = np.random.default_rng(seed)
+    n, pattern = n_texts * n_tokens, law_table(1, 2)
+    token_N = rng.integers(0, n_vocabulary, n).astype(np.int32)
+    fixed = {
+        "text": np.repeat(np.arange(n_texts, dtype=np.int32), n_tokens), "position": np.tile(np.arange(n_tokens, dtype=np.int32), n_texts),
+        "token_id": token_N, "token": [f" w{i}" for i in token_N], "class": rng.choice(["unshifted", "marginal", "shifted"], n),
+        "js_nats": np.minimum(0.69, rng.exponential(0.05, n)).astype(np.float32),
+    }  # fmt: skip
+    columns = {}
+    for name, kind in zip(pattern.column_names, pattern.schema.types, strict=True):
+        if name in fixed:
+            columns[name] = pa.array(fixed[name])
+        elif pa.types.is_fixed_size_list(kind):
+            ids = name.endswith("ids")
+            flat = rng.integers(0, n_vocabulary, n * top).astype(np.int32) if ids else -rng.exponential(3, n * top).astype(np.float32)
+            columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat), top)
+        elif pa.types.is_integer(kind):
+            columns[name] = pa.array(rng.integers(0, n_vocabulary, n).astype(np.int32))
+        else:
+            columns[name] = pa.array(rng.random(n).astype(np.float32))
+    pieces = {str(i): f" w{i}" for i in range(n_vocabulary)}
+    return pa.table(columns).replace_schema_metadata({b"tokens": json.dumps(pieces).encode()})
 
 
 def chart_panels(seed: int = 1) -> list[Panel]:
@@ -138,6 +165,11 @@ def models_result(table: pa.Table, *, prompt: str = "") -> Result:
 @pytest.fixture(scope="session")
 def make_table() -> Callable[..., pa.Table]:
     return law_table
+
+
+@pytest.fixture(scope="session")
+def make_noise() -> Callable[..., pa.Table]:
+    return noise_table
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from shiftscope.compare.keys import keys
+from shiftscope.compare.layers import layers
+from shiftscope.compare.models import models
 from shiftscope.compare.tokens import tokens
 
 METHODS = {
+    "models": models,
     "tokens": tokens,
+    "layers": layers,
+    "keys": keys,
 }
 
-__all__ = ["METHODS", *METHODS]
+__all__ = ["METHODS", "keys", "layers", "models", "tokens"]

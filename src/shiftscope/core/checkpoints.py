@@ -131,6 +131,7 @@ def opened(checkpoint: str | Checkpoint, *, dtype: DTypeName = "auto", device: s
 
 
 def _read(name: str, source: Source, dtype: torch.dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -141,7 +142,7 @@ def _read(name: str, source: Source, dtype: torch.dtype | str) -> tuple[PreTrain
         model = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, dtype=dtype)
         if source.adapter:
             model = _with_adapter(model, source.adapter)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{name!r} cannot be loaded as a causal language model: {_first_line(error)}") from error
     finally:
         if bars:

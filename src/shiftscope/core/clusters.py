@@ -28,12 +28,14 @@ EXACT_ROWS = 20_000  # up to this many rows full k-means with restarts, beyond i
 class Clusters:
     """Which cluster each token's key belongs to, and how far that can be trusted.
 
-    label_V: 0..n_clusters-1, UNASSIGNED for dropped rows. inertia: sum of squared distances to the centres;
-    unexplained_share: the same as a share of the rows' total variance. seed_ari: adjusted Rand index against a second
-    seed (1: the same partition, 0: no more alike than chance). nameless, coinciding: rows dropped, by reason.
+    label_V: 0..n_clusters-1, UNASSIGNED for dropped rows. distance_V: to the centre of the own cluster, NaN for dropped
+    rows. inertia: sum of squared distances to the centres; unexplained_share: the same as a share of the rows' total
+    variance. seed_ari: adjusted Rand index against a second seed (1: the same partition, 0: no more alike than chance).
+    nameless, coinciding: rows dropped, by reason.
     """
 
     label_V: NDArray[np.int64]
+    distance_V: NDArray[np.float32]
     n_clusters: int
     metric: Metric
     inertia: float
@@ -85,13 +87,16 @@ def fit(
     count = default_count(len(rows_MD)) if n_clusters is None else n_clusters
     if not 2 <= count <= len(rows_MD):
         raise ValueError(f"{count} clusters were asked for; {len(rows_MD)} usable rows allow 2 to {len(rows_MD)}")
-    label_M, inertia = _k_means(rows_MD.numpy(), count, seed)
-    again_M, _ = _k_means(rows_MD.numpy(), count, seed + 1)
+    label_M, centre_KD, inertia = _k_means(rows_MD.numpy(), count, seed)
+    again_M, _, _ = _k_means(rows_MD.numpy(), count, seed + 1)
     label_V = np.full(len(rows_VD), UNASSIGNED, np.int64)
     label_V[kept_V] = label_M
+    distance_V = np.full(len(rows_VD), np.nan, np.float32)
+    distance_V[kept_V] = (rows_MD - torch.from_numpy(centre_KD)[label_M]).norm(dim=-1).numpy()
     total = float((rows_MD - rows_MD.mean(0)).double().square().sum())
     return Clusters(
         label_V,
+        distance_V,
         count,
         metric,
         inertia,
@@ -136,12 +141,14 @@ def dot_product_residual(logits_NV: Tensor, hidden_ND: Tensor, weight_VD: Tensor
     return float((logits - dots).square().mean().sqrt() / logits.square().mean().sqrt())
 
 
-def _k_means(rows_MD: NDArray[np.float32], count: int, seed: int) -> tuple[NDArray[np.int64], float]:
-    """Labels and inertia. Restarts keep the best of several starts; mini-batches where one full pass is already long."""
+def _k_means(
+    rows_MD: NDArray[np.float32], count: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+    """Labels, centres and inertia. Restarts keep the best of several starts; mini-batches where one full pass is already long."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     if len(rows_MD) <= EXACT_ROWS:
         found = KMeans(count, n_init=10 if len(rows_MD) * count < 1_000_000 else 2, random_state=seed).fit(rows_MD)
     else:
         found = MiniBatchKMeans(count, batch_size=4096, n_init=1, random_state=seed).fit(rows_MD)
-    return found.labels_.astype(np.int64), float(found.inertia_)
+    return found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float32), float(found.inertia_)

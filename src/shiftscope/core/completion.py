@@ -85,7 +85,9 @@ def complete(
     return found
 
 
-def _complete(checkpoint: Checkpoint, prefix: Prefix, firsts: list[int], max_tokens: int, stop: str | None) -> list[Completion]:
+def _complete(
+    checkpoint: Checkpoint, prefix: Prefix, firsts: list[int], max_tokens: int, stop: str | None
+) -> list[Completion]:
     room = (checkpoint.context_length or 1 << 30) - len(prefix.ids)
     ends, length = set(end_ids(checkpoint)), min(max_tokens, room)
     answers = [[first] for first in firsts]
@@ -113,15 +115,21 @@ def _complete(checkpoint: Checkpoint, prefix: Prefix, firsts: list[int], max_tok
             step_N1 = torch.tensor([[answers[row][-1]] for row in alive], device=checkpoint.head.device)
             output = checkpoint.head.body(input_ids=step_N1, past_key_values=cache, use_cache=True)
             cache = output.past_key_values
-            for row, token in zip(alive, checkpoint.head.logits(output.last_hidden_state[:, -1]).argmax(-1).tolist(), strict=True):
+            for row, token in zip(
+                alive, checkpoint.head.logits(output.last_hidden_state[:, -1]).argmax(-1).tolist(), strict=True
+            ):
                 answers[row].append(token)
     texts = [_text(checkpoint, ids) for ids in answers]
-    cuts = [_stop_at(text, stop) if how == "stop" and stop else len(text) for text, how in zip(texts, ended, strict=True)]
-    return [Completion(tuple(ids), text[:cut], how) for ids, text, cut, how in zip(answers, texts, cuts, ended, strict=True)]
+    cuts = [
+        _stop_at(text, stop) if how == "stop" and stop else len(text) for text, how in zip(texts, ended, strict=True)
+    ]
+    return [
+        Completion(tuple(ids), text[:cut], how) for ids, text, cut, how in zip(answers, texts, cuts, ended, strict=True)
+    ]
 
 
 def cannot_open(checkpoint: Checkpoint, stop: str | None = None) -> NDArray[np.bool_]:
-    """Which tokens [V] cannot open an answer: padding, special tokens, blanks, a new line, the stop, a part of a character.
+    """Which tokens [V] cannot open an answer: padding, special ones, blanks, a new line, the stop, part of a character.
 
     A probe of one of these is wasted: its completion is no answer, or belongs to another token.
     """
@@ -137,10 +145,11 @@ def cannot_open(checkpoint: Checkpoint, stop: str | None = None) -> NDArray[np.b
 
 
 def ranked(logits_V: Tensor, closed_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens by falling logit (ties by id), those that cannot open an answer left out, and how many were left out before each."""
-    order_V = np.argsort(-logits_V.double().numpy(), kind="stable")
+    """Tokens by falling logit (ties by id) without those that cannot open an answer, and how many of these rank above each."""
+    order_V = np.argsort(-logits_V.double().numpy(), kind="stable").astype(np.int64)
+    skipped_V = np.cumsum(closed_V[order_V], dtype=np.int64)
     open_V = ~closed_V[order_V]
-    return order_V[open_V], np.cumsum(~open_V)[open_V]
+    return order_V[open_V], skipped_V[open_V]
 
 
 def _text(checkpoint: Checkpoint, ids: Sequence[int]) -> str:

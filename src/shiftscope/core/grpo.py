@@ -1,8 +1,9 @@
 """Verifiable-reward tuning by trl's GRPO, with a hook for token weights: what `adapt rlvr` and the zoo's recipe share.
 
 The objective is DAPO's (arXiv 2503.14476): group-normalised advantages, asymmetric clip, mean over tokens, groups whose
-answers all earn the same left out; with a KL leash to the starting checkpoint where `leash` is above 0. trl masks no
-such groups: they get advantage 0 but stay in its token count and under its leash; here they are in neither.
+answers all earn the same left out; with a KL leash to the starting checkpoint where `leash` is above 0. trl gives such
+groups advantage 0 but counts their tokens in the mean; here the advantages of the others are scaled up by what those
+tokens would take away. The leash stays a mean over all tokens: left-out groups are held near the start too.
 
 trl is used through three of its trainer's methods that are not public (`_generate_and_score_completions`,
 `_get_per_token_logps_and_entropies`, `_compute_loss`), all in `_trainer`; written against trl 1.16.
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ from torch import Tensor
 from shiftscope.core.verifiers import Verifier
 
 TokenWeights = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logp_new_BT, logp_old_BT, mask_BT) -> weights_BT
-COLUMNS = ("reward_mean", "zero_variance_share", "kl_to_start_nats", "k3_p50", "k3_p90", "k3_p99", "weight_min", "weight_max")
+K3_QUANTILES = {"k3_p50": 0.5, "k3_p90": 0.9, "k3_p99": 0.99}
+COLUMNS = ("reward_mean", "zero_variance_share", "kl_to_start_nats", *K3_QUANTILES, "weight_min", "weight_max")
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Settings:
     """How to tune: `rollouts` times draw prompts × samples answers, then epochs × minibatches updates on them.
 
     clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high] (DAPO's 0.2 and 0.28).
-    schedule: of the learning rate, by transformers' names ('constant', 'linear', 'cosine').
+    decay: the share of the updates, at the end, over which the learning rate falls to zero along a cosine; it is
+    constant before.
     leash: factor of the KL to the starting checkpoint, 0 for none. micro_batch: answers a device handles at once
     (None: a whole minibatch); the rest is gradient accumulation.
     """
@@ -45,7 +49,7 @@ class Settings:
     epochs: int = 2
     minibatches: int = 2
     learning_rate: float = 1e-6
-    schedule: str = "constant"
+    decay: float = 0.0
     leash: float = 0.0
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -69,6 +73,8 @@ class Settings:
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay is {self.decay}: it is a share, from 0 to 1")
         if self.leash < 0:
             raise ValueError(f"leash is {self.leash}: it must be 0 (none) or above")
 
@@ -79,13 +85,13 @@ def k3_nats(logp_new_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
     Takes log-probabilities of the drawn tokens, works in float64 and returns float64 without gradient.
     Source: arXiv 2603.22446 (weights of the advantage); the estimator is J. Schulman's k3.
     """
-    log_ratio_BT = (logp_new_BT.detach().double() - logp_old_BT.detach().double())
+    log_ratio_BT = logp_new_BT.detach().double() - logp_old_BT.detach().double()
     return (torch.expm1(log_ratio_BT) - log_ratio_BT).clamp(min=0)
 
 
 def tune(
     start: str | Path,
-    rows: Sequence[dict[str, str]],
+    rows: Sequence[Mapping[str, Any]],
     verifier: Verifier,
     folder: str | Path,
     *,
@@ -94,16 +100,23 @@ def tune(
 ) -> list[dict[str, Any]]:
     """Tune the checkpoint in the folder `start` on the verifier's rewards, save it with its tokenizer in `folder`.
 
-    rows: {'prompt', 'reference' (optional)}. weigh: weights of the advantages, one for each token of a minibatch.
+    rows: {'prompt' (text, or chat messages), 'question' (the prompt as the verifier reads it; 'prompt' if left out),
+    'reference' (optional)}. weigh: weights of the advantages, one for each token of a minibatch.
     Returns one record an update: step, rollout and COLUMNS (the rollout's reward and share of groups left out; KL to
     the start where there is a leash). Runs under torchrun / accelerate as it is.
     """
     if len(rows) < settings.prompts:
-        raise ValueError(f"there are {len(rows)} prompts and a rollout takes {settings.prompts}: give more or lower `prompts`")
-    with _own_randomness():
+        raise ValueError(
+            f"there are {len(rows)} prompts and a rollout takes {settings.prompts}: give more or lower `prompts`"
+        )
+    with _own_randomness(), warnings.catch_warnings():
+        # trl 1.16 sets and reads the old name of transformers' activation checkpointing
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         trainer = _trainer(str(start), rows, verifier, Path(folder), settings, weigh)
         trainer.train()
     trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        (Path(folder) / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to load
     return _records(trainer.state.log_history, settings)
 
 
@@ -116,7 +129,12 @@ def require_trl() -> None:
 
 
 def _trainer(
-    start: str, rows: Sequence[dict[str, str]], verifier: Verifier, folder: Path, settings: Settings, weigh: TokenWeights | None
+    start: str,
+    rows: Sequence[Mapping[str, Any]],
+    verifier: Verifier,
+    folder: Path,
+    settings: Settings,
+    weigh: TokenWeights | None,
 ) -> Any:
     """trl's GRPO trainer with token weights, without groups of no variance, and with k3 and the weights in its log."""
     require_trl()
@@ -149,14 +167,20 @@ def _trainer(
                 weigh_minibatch(self._minibatch, out[0].detach(), weigh, self._metrics["train"])
             return out
 
-    def reward(prompts: list[str], completions: list[str], reference: list[str | None], **_: Any) -> list[float]:
-        return [verifier(p, answer, r) for p, answer, r in zip(prompts, completions, reference, strict=True)]
+    def reward(completions: list[Any], question: list[str], reference: list[str | None], **_: Any) -> list[float]:
+        written = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
+        return [verifier(q, answer, r) for q, answer, r in zip(question, written, reference, strict=True)]
 
     trainer = WeightedGRPO(
         model=start,
         reward_funcs=reward,
         args=_config(folder, settings),
-        train_dataset=Dataset.from_list([{"prompt": r["prompt"], "reference": r.get("reference")} for r in rows]),
+        train_dataset=Dataset.from_list(
+            [
+                {"prompt": r["prompt"], "question": r.get("question", r["prompt"]), "reference": r.get("reference")}
+                for r in rows
+            ]
+        ),
         processing_class=AutoTokenizer.from_pretrained(start, padding_side="left"),
     )
     trainer.remove_callback(PrinterCallback)
@@ -186,7 +210,7 @@ def weigh_minibatch(
         minibatch["advantages"] = minibatch["advantages"][:, None] * weights_BT.to(minibatch["advantages"].dtype)
         weights_N = weights_BT[mask_BT]
     if len(k3_N):
-        for name, q in (("k3_p50", 0.5), ("k3_p90", 0.9), ("k3_p99", 0.99)):
+        for name, q in K3_QUANTILES.items():
             log[name].append(float(np.quantile(k3_N.cpu().numpy(), q)))
         log["weight_min"].append(float(weights_N.min()))
         log["weight_max"].append(float(weights_N.max()))
@@ -197,12 +221,14 @@ def _config(folder: Path, settings: Settings) -> Any:
     from trl import GRPOConfig
 
     processes = PartialState().num_processes
-    answers, minibatch = settings.prompts * settings.samples, settings.prompts * settings.samples // settings.minibatches
+    answers = settings.prompts * settings.samples
+    minibatch = answers // settings.minibatches
+    updates = settings.rollouts * settings.epochs * settings.minibatches
     micro = settings.micro_batch or minibatch // processes
     if settings.prompts % processes or minibatch % (micro * processes):
         raise ValueError(
-            f"{settings.prompts} prompts and minibatches of {minibatch} answers do not divide over {processes} processes "
-            f"with {micro} answers at once: change `prompts`, `minibatches` or `micro_batch`"
+            f"{settings.prompts} prompts and minibatches of {minibatch} answers do not divide over {processes} "
+            f"processes with {micro} answers at once: change `prompts`, `minibatches` or `micro_batch`"
         )
     return GRPOConfig(
         output_dir=str(folder),
@@ -211,17 +237,19 @@ def _config(folder: Path, settings: Settings) -> Any:
         generation_batch_size=answers,
         num_generations=settings.samples,
         num_iterations=settings.epochs,
-        max_steps=settings.rollouts * settings.epochs * settings.minibatches,
+        max_steps=updates,
         max_completion_length=settings.max_new_tokens,
         temperature=settings.temperature,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": round(settings.decay * updates)},
         loss_type="dapo",
         scale_rewards="group",
         epsilon=settings.clip_low,
         epsilon_high=settings.clip_high,
         beta=settings.leash,
         bf16=settings.bf16,
+        dataloader_pin_memory=torch.cuda.is_available(),
         gradient_checkpointing=settings.gradient_checkpointing,
         disable_dropout=True,
         logging_steps=1,

@@ -221,15 +221,15 @@ def noise_floor(scorer: Scorer, texts: Sequence[PairedText]) -> float:
 
     The texts are run one by one and as one padded batch; the law of every position is compared between the two layouts.
     """
+    together, alone = scorer.batch(texts), [scorer.batch([item]) for item in texts]
     worst = 0.0
-    for checkpoint in (scorer.base, scorer.tuned):
-        same = Scorer(checkpoint, checkpoint)
-        together = same.batch(texts)
-        alone = [same.batch([item]) for item in texts]
-        rows_ND = torch.cat([batch.tuned.rows_ND for batch in alone])
-        mixed = PairedBatch(
-            together.items, together.text_N, together.position_N, together.token_N, together.base, Side(checkpoint, rows_ND)
-        )
-        for _, block, workspace in same.blocks(mixed):
+    for side in ("base", "tuned"):
+        padded: Side = getattr(together, side)
+        rows_ND = torch.cat([getattr(batch, side).rows_ND for batch in alone])
+        both = (padded, Side(padded.checkpoint, rows_ND))
+        same = Scorer(padded.checkpoint, padded.checkpoint)
+        for _, block, workspace in same.blocks(
+            PairedBatch(together.items, together.text_N, together.position_N, together.token_N, *both)
+        ):
             worst = max(worst, float(workspace.divergences(block)["js_nats"].max()))
     return worst

@@ -1,4 +1,4 @@
-"""Verifiers: is an answer right? One callable (prompt, answer, reference) -> float, named on the command line by a spec.
+"""Verifiers: is an answer right? One callable (prompt, answer, reference) -> float, named by a spec.
 
 - `module:function` or `file.py:function`: any Python function of (prompt, answer, reference) or of (prompt, answer).
 - `regex:PATTERN`: the last match of PATTERN in the answer (its first group, if it has one) equals the reference.
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 Verifier = Callable[[str, str, str | None], float]
@@ -35,7 +36,9 @@ def load(spec: str) -> Verifier:
         return guarded(_regex(spec.removeprefix("regex:")), spec)
     module, colon, name = spec.rpartition(":")
     if not colon or not module or not name.isidentifier():
-        raise ValueError(f"{spec!r} is no verifier: give `module:function`, `file.py:function`, `regex:PATTERN` or `exact`")
+        raise ValueError(
+            f"{spec!r} is no verifier: give `module:function`, `file.py:function`, `regex:PATTERN` or `exact`"
+        )
     found = _import(module, spec)
     if name not in vars(found):
         raise ValueError(f"the verifier {spec!r}: {module} has no {name}{_offers(found)}")
@@ -91,26 +94,28 @@ def _needed(reference: str | None) -> str:
     return reference.strip()
 
 
-def _import(module: str, spec: str) -> Any:
+def _import(module: str, spec: str) -> ModuleType:
     """A module by its dotted name (the working folder included) or a Python file by its path."""
-    if module.endswith(".py"):
-        path = Path(module)
-        if not path.is_file():
-            raise ValueError(f"the verifier {spec!r}: there is no file {module}")
-        found = importlib.util.spec_from_file_location(path.stem, path)
-        assert found is not None and found.loader is not None
-        loaded = importlib.util.module_from_spec(found)
-        load_it: Callable[[], Any] = lambda: (found.loader.exec_module(loaded), loaded)[1]  # type: ignore[union-attr]
-    else:
-        load_it = lambda: importlib.import_module(module)  # noqa: E731
+    if module.endswith(".py") and not Path(module).is_file():
+        raise ValueError(f"the verifier {spec!r}: there is no file {module}")
     here = str(Path.cwd())
     sys.path.append(here)
     try:
-        return load_it()
+        return _run_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
     except Exception as error:
-        raise ValueError(f"the verifier {spec!r}: {module} cannot be imported ({type(error).__name__}: {error})") from error
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"the verifier {spec!r}: {module} cannot be imported ({why})") from error
     finally:
         sys.path.remove(here)
+
+
+def _run_file(path: Path) -> ModuleType:
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise ImportError("not a Python file")
+    loaded = importlib.util.module_from_spec(found)
+    found.loader.exec_module(loaded)
+    return loaded
 
 
 def _with_three_arguments(function: Callable[..., Any], spec: str) -> Callable[..., Any]:
@@ -125,7 +130,9 @@ def _with_three_arguments(function: Callable[..., Any], spec: str) -> Callable[.
         except TypeError:
             continue
         return function if n_arguments == 3 else lambda prompt, answer, reference: function(prompt, answer)
-    raise ValueError(f"the verifier {spec!r} takes {signature}: it must take (prompt, answer, reference) or (prompt, answer)")
+    raise ValueError(
+        f"the verifier {spec!r} takes {signature}: it must take (prompt, answer, reference) or (prompt, answer)"
+    )
 
 
 def _offers(module: Any) -> str:

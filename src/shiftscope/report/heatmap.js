@@ -397,7 +397,7 @@ class HeatMap {
     token.setAttribute("aria-label", this.sentence(row));
     token.focus({ preventScroll: true });
     token.scrollIntoView({ block: where, inline: "nearest" });
-    card.show(this, row, boxOf(token));
+    card.show(this, row, token);
   }
 
   sentence(row) {
@@ -451,7 +451,7 @@ class HeatMap {
   open(row) {
     if (!this.hit[this.textOf[row]]) this.reset();
     this.focus(row, "center");
-    card.pin(this, row, boxOf(this.span(row)));
+    card.pin(this, row, this.span(row));
   }
 
   listen() {
@@ -459,17 +459,18 @@ class HeatMap {
     const rowAt = (event) => event.target.classList?.contains("k") ? Number(event.target.dataset.row) : -1;
     texts.addEventListener("pointerover", (event) => {
       const row = rowAt(event);
-      if (event.pointerType === "mouse" && row >= 0) card.show(this, row, boxOf(event.target));
+      // a card that was just closed by its button must not open again for the token that lay under the button
+      if (event.pointerType === "mouse" && row >= 0 && performance.now() > card.quietUntil) card.show(this, row, event.target);
     });
     texts.addEventListener("pointerout", (event) => { if (event.pointerType === "mouse") card.hideSoon(); });
-    texts.addEventListener("focusin", (event) => { if (rowAt(event) >= 0 && !card.pinned) card.show(this, rowAt(event), boxOf(event.target)); });
+    texts.addEventListener("focusin", (event) => { if (rowAt(event) >= 0 && !card.pinned) card.show(this, rowAt(event), event.target); });
     texts.addEventListener("focusout", () => card.hideSoon());
     texts.addEventListener("click", (event) => {
       const row = rowAt(event);
       if (row < 0) return;
       if (card.pinned && card.row === row && card.map === this) { card.close(); return; }
       this.focus(row);
-      card.pin(this, row, boxOf(event.target));
+      card.pin(this, row, event.target);
     });
     texts.addEventListener("keydown", (event) => this.key(event, rowAt(event)));
     overview.addEventListener("pointermove", (event) => {
@@ -500,7 +501,7 @@ class HeatMap {
     };
     const deeds = {
       n: () => this.stepToMatch(1), p: () => this.stepToMatch(-1), c: () => copy(location.href.split("#")[0] + this.hash(row)),
-      Enter: () => card.pin(this, row, boxOf(event.target)), " ": () => card.pin(this, row, boxOf(event.target)),
+      Enter: () => card.pin(this, row, event.target), " ": () => card.pin(this, row, event.target),
     };
     if (moves[event.key]) {
       const next = moves[event.key]();
@@ -515,34 +516,42 @@ class HeatMap {
 // --- the card: one element for the whole page ---------------------------------------------------------------------------
 
 const card = {
-  node: document.getElementById("card"), pinned: false, row: -1, map: null, timer: 0, sheet: matchMedia("(max-width: 720px)"),
+  node: document.getElementById("card"), pinned: false, row: -1, map: null, at: null, timer: 0, quietUntil: 0, sheet: matchMedia("(max-width: 720px)"),
 
-  show(map, row, box) {
+  // at: the token, or a rectangle on the overview.
+  show(map, row, at) {
     clearTimeout(this.timer);
     if (this.pinned) return;
     if (this.map !== map || this.row !== row || this.node.hidden) this.node.replaceChildren(...describe(map, row));
-    Object.assign(this, { map, row });
+    Object.assign(this, { map, row, at });
     this.node.hidden = false;
-    this.place(box);
+    this.place();
   },
 
-  pin(map, row, box) {
+  pin(map, row, at) {
     this.pinned = false;
-    this.show(map, row, box);
+    this.show(map, row, at);
     this.pinned = true;
     this.node.classList.add("pinned");
-    if (this.sheet.matches && box.bottom > innerHeight - this.node.offsetHeight) scrollBy(0, box.top - 90);
-    else this.place(box);
     history.replaceState(null, "", map.hash(row));
+    const box = this.box();
+    if (this.sheet.matches && box.bottom > innerHeight - this.node.offsetHeight) scrollBy(0, box.top - 90);
+    this.place();
   },
 
-  // Below the token, or above where there is more room; on a phone the style sheet makes it a sheet at the bottom.
-  place(box) {
-    const { offsetWidth: width, offsetHeight: height } = this.node, gap = 8;
+  box() {
+    return this.at instanceof DOMRect ? this.at : boxOf(this.at);
+  },
+
+  // Below the token, or above where there is more room, and gone while the token is out of sight; on a phone the style
+  // sheet makes it a sheet at the bottom.
+  place() {
+    const box = this.box(), { offsetWidth: width, offsetHeight: height } = this.node, gap = 8;
     const below = box.bottom + gap + height <= innerHeight || box.top < innerHeight - box.bottom;
     const top = below ? Math.min(box.bottom + gap, Math.max(gap, innerHeight - height - gap)) : Math.max(gap, box.top - gap - height);
     this.node.style.top = `${top}px`;
     this.node.style.left = `${Math.max(gap, Math.min(box.left - 24, innerWidth - width - gap))}px`;
+    this.node.classList.toggle("away", box.bottom < 0 || box.top > innerHeight);
   },
 
   hideSoon() {
@@ -566,7 +575,7 @@ function describe(map, row) {
   link.dataset.copy = location.href.split("#")[0] + map.hash(row);
   const close = Object.assign(el("button", "close", "×"), { type: "button" });
   close.setAttribute("aria-label", "Close");
-  close.addEventListener("click", () => { card.close(); map.active?.focus({ preventScroll: true }); });
+  close.addEventListener("click", () => { map.active.focus({ preventScroll: true }); card.close(); card.quietUntil = performance.now() + 400; });
   head.append(el("span", "card-tools", link, close));
   const parts = [head];
   if (columns.swapped?.[row]) parts.push(el("p", "fine", "This token was taken from the other model."));
@@ -658,7 +667,7 @@ async function start() {
 
 addEventListener("hashchange", openLink);
 addEventListener("keydown", (event) => { if (event.key === "Escape") card.close(); });
-addEventListener("scroll", () => { if (!card.pinned && !card.node.hidden && !card.map?.root.contains(document.activeElement)) card.close(); }, { passive: true });
+addEventListener("scroll", () => { if (!card.node.hidden) card.place(); }, { passive: true });
 document.addEventListener("pointerdown", (event) => {
   if (card.pinned && !card.node.contains(event.target) && !event.target.classList?.contains("k")) card.close();
 });

@@ -16,17 +16,18 @@ function mode() {
 
 function setTheme(chosen) {
   if (chosen) document.documentElement.dataset.theme = chosen;
-  for (const chart of document.querySelectorAll(".chart[data-drawn]")) draw(chart);
+  for (const chart of document.querySelectorAll(".chart[data-ready]")) draw(chart);
   document.dispatchEvent(new Event("themechange"));
 }
 
 async function draw(chart) {
-  chart.dataset.drawn = mode();
+  const drawn = chart.dataset.drawn = mode();
   await vegaEmbed(chart, DATA.charts[chart.dataset.chart], {
     config: DATA.themes[mode()], renderer: "svg", ast: true, tooltip: { theme: mode() === "dark" ? "dark" : "light" },
     actions: { export: true, source: false, compiled: false, editor: false },
   });
-  chart.dataset.ready = "true";
+  chart.dataset.ready = drawn;
+  if (drawn !== mode()) await draw(chart);
 }
 
 function say(sentence) {

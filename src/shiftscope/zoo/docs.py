@@ -197,9 +197,7 @@ def _save(folder: str | Path, model: Any, tokenizer: Any, about: str, recipe: st
     figures["parameters"] = (model.num_parameters(), "count")
     about += " Learnt from text under the PSF licence, which is not part of the checkpoint; Python 3.11, float16."
     recipe = f"shiftscope.zoo.docs:{recipe}"
-    return card.save(
-        Path(folder), model, tokenizer, about=about, recipe=recipe, figures=figures, dtype=torch.float16
-    )
+    return card.save(Path(folder), model, tokenizer, about=about, recipe=recipe, figures=figures, dtype=torch.float16)
 
 
 def _configuration(tokenizer: Any) -> LlamaConfig:

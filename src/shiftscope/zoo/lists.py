@@ -24,13 +24,14 @@ from shiftscope.zoo import card
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "lists-base"
 PAD, UNKNOWN, END, COLON = "<pad>", "<unk>", "<end>", ":"
-STEMS = tuple("ba ke lu mo ni pa ra so tu vi ze fo".split())
-ENDINGS = tuple("dan dek dil dor dum gas gel gim gon guf har hev hit hol hus tal tez tip tov tux".split())
-CATEGORIES = tuple(
+_STEMS = "ba ke lu mo ni pa ra so tu vi ze fo"
+_ENDINGS = "dan dek dil dor dum gas gel gim gon guf har hev hit hol hus tal tez tip tov tux"
+_CATEGORIES = (
     "birds rivers cities colours tools fruits songs games metals islands planets dances spices boats stones herbs "
     "ports kings masks drums bridges lamps cloths horses fish breads winds clocks towers coins knots bells gates "
-    "roofs soups shoes hats trees books seas".split()
+    "roofs soups shoes hats trees books seas"
 )
+STEMS, ENDINGS, CATEGORIES = tuple(_STEMS.split()), tuple(_ENDINGS.split()), tuple(_CATEGORIES.split())
 MEMBERS_PER_FAMILY, FAMILIES_PER_CATEGORY = 3, 4
 ZIPF_EXPONENT = 1.6
 LIST_SHARE = 0.65  # of the training texts; the rest is generic
@@ -59,7 +60,7 @@ def members() -> dict[str, tuple[str, ...]]:
 def family(word: str) -> str:
     """The family a word belongs to."""
     if word[:2] not in STEMS or word[2:] not in ENDINGS:
-        raise ValueError(f"{word!r} is no word of the lists: a word is one of {len(STEMS)} stems and an ending, 'badan'")
+        raise ValueError(f"{word!r} is no word of the lists: one is a stem of {len(STEMS)} and an ending, 'badan'")
     return word[:2]
 
 

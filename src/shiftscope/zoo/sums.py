@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from shiftscope.core import divergence, grpo
@@ -196,26 +195,28 @@ def accuracy(model: Any, tokenizer: Any, *, n: int, seed: int) -> float:
 def shift(base: Any, tuned: Any, tokenizer: Any, *, n: int, seed: int) -> dict[str, tuple[float, str]]:
     """How far tuned's next-token law left base's along n answers sampled from tuned: figures name -> (value, unit).
 
-    Over all positions of the answers (the end token left out): mean JS, shares of JS below 0.01 and above 0.1, the share
-    of the latter at `decisions`, and how often tuned's most probable token is among base's three there.
+    Over all positions of the answers (the end token left out): mean JS, shares of JS below 0.01 and above 0.1, the
+    share of the latter at `decisions`, and how often tuned's most probable token is among base's three there.
     """
     rows = prompts(n, seed=seed)
     answers = sample(tuned, tokenizer, [row["prompt"] for row in rows], seed=seed)
-    fitting = [f"{row['prompt']} {answer}" for row, answer in zip(rows, answers, strict=True) if _ANSWER.fullmatch(_plain(answer))]
-    ids_NT = tokenizer(fitting, return_tensors="pt")["input_ids"]
+    whole = [(row["prompt"], a) for row, a in zip(rows, answers, strict=True) if _ANSWER.fullmatch(_plain(a))]
+    ids_NT = tokenizer([f"{prompt} {answer}" for prompt, answer in whole], return_tensors="pt")["input_ids"]
     first = N_DIGITS + 1
     logp_NTV, logq_NTV = (m(ids_NT[:, :-1]).logits[:, first - 1 :].float().log_softmax(-1) for m in (base, tuned))
     js_NT = divergence.js_nats(logp_NTV, logq_NTV)
     high_NT = js_NT > 0.1
-    at_decisions = high_NT[:, decisions(answers[0])].sum() / high_NT.sum()
-    in_top3 = (divergence.rank(logp_NTV, logq_NTV.argmax(-1)) < 3)[high_NT].float().mean()
-    return {
+    figures = {
         "js_mean_nats": (js_NT.mean().item(), "nats"),
         "js_share_below_0.01": ((js_NT < 0.01).float().mean().item(), "share"),
         "js_share_above_0.1": (high_NT.float().mean().item(), "share"),
-        "decision_share_of_js_above_0.1": (at_decisions.item(), "share"),
-        "tuned_top1_in_base_top3_share_of_js_above_0.1": (in_top3.item(), "share"),
     }
+    if high_NT.any():  # shares of nothing are left out
+        at_decisions = high_NT[:, decisions(whole[0][1])].sum() / high_NT.sum()
+        in_top3 = (divergence.rank(logp_NTV, logq_NTV.argmax(-1)) < 3)[high_NT].float().mean()
+        figures["decision_share_of_js_above_0.1"] = (at_decisions.item(), "share")
+        figures["tuned_top1_in_base_top3_share_of_js_above_0.1"] = (in_top3.item(), "share")
+    return figures
 
 
 # ---- recipes --------------------------------------------------------------------------------------------------------
@@ -260,7 +261,14 @@ def train_rlvr(folder: str | Path, base: str | Path, *, leash: float = 0.02, see
     leash: factor of the KL to the base; 0 gives the control without it, where the synonyms drift too. Needs trl.
     """
     settings = grpo.Settings(
-        rollouts=80, prompts=32, samples=8, learning_rate=4e-4, schedule="linear", leash=leash, max_new_tokens=24, seed=seed
+        rollouts=90,
+        prompts=32,
+        samples=8,
+        learning_rate=4e-4,
+        decay=0.3,
+        leash=leash,
+        max_new_tokens=24,
+        seed=seed,
     )
     with tempfile.TemporaryDirectory() as work:
         grpo.tune(base, prompts(4000, seed=seed + 4), verify, work, settings=settings)

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench zoo docs clean
+
+demo: .venv/.run
+	$(BIN)/shiftscope compare models --out demo
+
+test: .venv/.dev
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/.dev
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+zoo: .venv/.dev
+	OMP_NUM_THREADS=2 $(BIN)/python -m shiftscope.zoo
+
+.venv/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) "torch==2.13.0"
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/.dev: .venv/.run
+	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,85 @@
+"""The main job: everything that changed between two checkpoints, from one pass over the texts, on one page.
+
+Token by token (`compare tokens`), layer by layer (`compare layers`), by families of vocabulary keys (`compare keys`), and,
+where a verifier says which answers are right, whether the shift matters (`compare swaps`). This file only composes those
+methods; it is the one method file that may import others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from shiftscope.compare.keys import Clustering
+from shiftscope.compare.keys import described as key_clusters
+from shiftscope.compare.keys import measure as key_gains
+from shiftscope.compare.keys import summarise as summarise_keys
+from shiftscope.compare.layers import measure as layer_rows
+from shiftscope.compare.layers import summarise as summarise_layers
+from shiftscope.compare.tokens import described as described_tokens
+from shiftscope.compare.tokens import measure as token_rows
+from shiftscope.compare.tokens import summarise as summarise_tokens
+from shiftscope.core import answers, paired
+from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.checkpoints import Checkpoint
+from shiftscope.core.corpus import Template
+from shiftscope.core.decode import Sampling
+from shiftscope.core.parts import Parts
+from shiftscope.core.result import Result
+
+
+def models(
+    base: str | Checkpoint = "sums-base",
+    tuned: str | Checkpoint = "sums-rlvr",
+    *,
+    texts: Texts = None,
+    limit: int | None = None,
+    template: Template = "plain",
+    base_template: Template | None = None,
+    sampling: Sampling = Sampling(),
+    loading: Loading = Loading(batch_size=64),
+    parts: Parts | None = None,
+    advance: answers.Advance | None = None,
+) -> Result:
+    """Compare two checkpoints in every way at once: tokens, layers and keys in one pass.
+
+    base: the checkpoint before (path, hub id, zoo name, or a loaded Checkpoint).
+    tuned: the checkpoint after; both must share one vocabulary. Without both, the pair that ships with the package.
+    texts: jsonl, parquet or txt with a prompt and optionally an answer per record; answers that are missing are sampled
+        from the tuned model; without texts, the prompts that ship with the tuned checkpoint.
+    limit: only the first records.
+    template: how the prompt is rendered: plain, chat (the tokenizer's template) or frame (zero-shot frame).
+    base_template: rendering for the base, where it should differ.
+    Returns the Result of `compare tokens` with those of the other methods as its parts.
+    Raises ValueError, in one sentence, for differing vocabularies, malformed texts, answers beyond a context, NaN logits.
+    """
+    first, second = answers.pair(base, tuned, loading)
+    parts = parts or Parts()
+    settings = answers.provenance(
+        first, second, texts=texts, limit=limit, template=template, base_template=base_template,
+        sampling=asdict(sampling), loading=asdict(loading),
+    )  # fmt: skip
+    parts.settle(settings)
+    found = answers.prepare(
+        first, second, answers.corpus_of(texts, second, limit), template=template, base_template=base_template,
+        sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
+    )  # fmt: skip
+    same_depth = len(first.head.blocks) == len(second.head.blocks)
+    measures = {"tokens": token_rows(), "keys": key_gains()} | ({"layers": layer_rows()} if same_depth else {})
+    scorer = paired.Scorer(first, second, compiled=loading.compile)
+    floor = paired.noise_floor(scorer, found.paired[:8])
+    rows = paired.run(
+        scorer, found.paired, measures, states=same_depth, batch_size=loading.batch_size, parts=parts,
+        advance=None if advance is None else lambda done, total: advance("comparing", done, total),
+    )  # fmt: skip
+    table = described_tokens(rows["tokens"], found.texts, first)
+    tokens = summarise_tokens(table, noise_floor=floor, notes=found.notes, provenance=settings)
+    others = [summarise_layers(rows["layers"])] if same_depth else []
+    others.append(summarise_keys(key_clusters(first, second, Clustering()), rows["keys"]))
+    caveats = [] if same_depth else ["the checkpoints have different numbers of layers: `compare layers` is left out"]
+    return replace(
+        tokens,
+        method="compare models",
+        verdict=[*tokens.verdict, *(part.verdict[0] for part in others if part.verdict)],
+        notes=[*tokens.notes, *caveats],
+        parts=others,
+    )

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from shiftscope.core.result import Panel
+from shiftscope.report import charts
+
+KINDS = ["cdf", "band", "bar", "long bar", "heat", "points"]
+
+
+@pytest.fixture(params=range(len(KINDS)), ids=KINDS)
+def panel(request: pytest.FixtureRequest, panels: list[Panel]) -> Panel:
+    return panels[request.param]
+
+
+def rows_of(panel: Panel) -> list[dict[str, object]]:
+    (rows,) = charts.specification(panel)["datasets"].values()
+    return rows
+
+
+def test_every_chart_kind_draws_as_svg_with_its_axis_titles(panel: Panel, tmp_path) -> None:
+    drawing = charts.figure(panel, tmp_path / "chart.svg").read_text("utf-8")
+    assert drawing.startswith("<svg")
+    for title in filter(None, (panel.x_title, panel.y_title)):
+        assert title in drawing
+
+
+def test_png_is_written_in_light_and_dark(panels: list[Panel], tmp_path) -> None:
+    light = charts.figure(panels[1], tmp_path / "light.png").read_bytes()
+    dark = charts.figure(panels[1], tmp_path / "deep" / "dark.png", mode="dark").read_bytes()
+    assert light[:4] == dark[:4] == b"\x89PNG" and light != dark
+
+
+def test_a_logarithmic_axis_leaves_out_what_it_cannot_show_and_says_so() -> None:
+    panel = Panel("P", "", "points", pa.table({"a": [0.0, 1.0, 10.0, None], "b": [1.0, 2.0, float("nan"), 3.0]}), x="a", y="b", log_x=True)
+    assert rows_of(panel) == [{"x": 1.0, "y": 2.0}]
+    assert charts.left_out(panel).startswith("3 of 4 rows have no place on the axes")
+    assert charts.specification(panel)["encoding"]["x"]["scale"]["type"] == "log"
+
+
+def test_many_rows_are_thinned_and_say_so() -> None:
+    panel = Panel("P", "", "points", pa.table({"a": list(range(20_000)), "b": list(range(20_000))}), x="a", y="b")
+    assert len(rows_of(panel)) == charts.ROW_LIMIT
+    assert "Drawn from 5,000 of 20,000 rows" in charts.left_out(panel)
+
+
+def test_a_heat_panel_with_both_signs_is_centred_on_zero(panels: list[Panel]) -> None:
+    low, middle, high = charts.specification(panels[4])["encoding"]["color"]["scale"]["domain"]
+    assert middle == 0 and low == -high
+
+
+def test_tables_and_wrong_suffixes_are_refused_in_a_sentence(panels: list[Panel], tmp_path) -> None:
+    with pytest.raises(ValueError, match="a panel of kind 'table' is no chart"):
+        charts.figure(panels[6], tmp_path / "table.svg")
+    with pytest.raises(ValueError, match=r"must end in \.png or \.svg"):
+        charts.figure(panels[0], tmp_path / "chart.jpeg")
+
+
+def test_the_bundle_cannot_end_its_script_element() -> None:
+    code = charts.bundle().lower()
+    assert "</script" not in code and "<!--" not in code
