@@ -28,7 +28,10 @@ def findings() -> list[tuple[str, str]]:
         ("torch", f"{torch.__version__} ({'CUDA ' + str(torch.version.cuda) if torch.version.cuda else 'CPU build'})"),
         ("transformers", _version("transformers")),
         ("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"),
-        ("compiler", "yes: --compile works" if compiler_available() else "none: --compile falls back to the eager statistics"),
+        (
+            "compiler",
+            "yes: --compile works" if compiler_available() else "none: --compile falls back to the eager statistics",
+        ),
         ("accelerator", gpu),
         ("bf16", bf16),
         ("browser", "found: browser tests run" if browser else "no Chromium: browser tests are skipped"),

@@ -16,7 +16,10 @@ def test_given_answers_are_kept_and_missing_ones_come_from_the_tuned_model(pair)
     texts = corpus.read([{"prompt": "3 1 4 1 =", "answer": "take 3"}, {"prompt": "3 1 4 1 ="}])
     found = answers.prepare(*pair, texts, sampling=Sampling(max_new_tokens=30))
     assert found.texts[0].answer == "take 3"
-    assert found.paired[1].answer == answers.decode.sample(pair[1], [found.paired[1].tuned_context], [1], Sampling(max_new_tokens=30))[0]
+    assert (
+        found.paired[1].answer
+        == answers.decode.sample(pair[1], [found.paired[1].tuned_context], [1], Sampling(max_new_tokens=30))[0]
+    )
 
 
 def test_several_samples_per_prompt_are_numbered_and_differ(pair):

@@ -65,7 +65,9 @@ def test_an_adapter_changes_the_logits_as_merging_it_by_hand_does(tmp_path):
     peft = pytest.importorskip("peft")
     base = checkpoints.load("sums-base")
     torch.manual_seed(0)
-    lora = peft.get_peft_model(checkpoints.load("sums-base").model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2))
+    lora = peft.get_peft_model(
+        checkpoints.load("sums-base").model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], r=2)
+    )
     for name, parameter in lora.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -18,7 +18,15 @@ def sums():
 
 def test_jsonl_parquet_and_memory_give_the_same_texts(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(record) for record in RECORDS) + "\n\n")
-    rows = [{"prompt": r["prompt"], "answer": r.get("answer"), "reference": str(r["reference"]) if "reference" in r else None, "id": r.get("id", "1")} for r in RECORDS]
+    rows = [
+        {
+            "prompt": r["prompt"],
+            "answer": r.get("answer"),
+            "reference": str(r["reference"]) if "reference" in r else None,
+            "id": r.get("id", "1"),
+        }
+        for r in RECORDS
+    ]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     from_memory = corpus.read(RECORDS)
     assert corpus.read(tmp_path / "a.jsonl") == from_memory == corpus.read(tmp_path / "a.parquet")
@@ -61,10 +69,15 @@ def test_a_chat_template_that_is_not_there_is_an_error_and_one_that_is_there_is_
     with pytest.raises(ValueError, match="has no chat template: use --template plain"):
         corpus.context_ids(sums, text, "chat")
     tokenizer = checkpoints.load("sums-base").tokenizer
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %} take{% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %} take{% endif %}"
+    )
     chatty = checkpoints.wrap(sums.model, tokenizer)
     plain = corpus.context_ids(sums, text)
-    assert corpus.context_ids(chatty, text, "chat") == (*plain, *tokenizer("take", add_special_tokens=False)["input_ids"])
+    assert corpus.context_ids(chatty, text, "chat") == (
+        *plain,
+        *tokenizer("take", add_special_tokens=False)["input_ids"],
+    )
 
 
 def test_the_frame_holds_the_prompt_between_fences(docs):

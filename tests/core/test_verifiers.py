@@ -42,8 +42,13 @@ def test_comparing_without_a_reference_is_refused(spec):
 
 
 def test_a_function_is_found_by_module_and_by_file(tmp_path, monkeypatch):
-    assert verifiers.load("shiftscope.zoo.sums:verify")("1 1 1 1 =", "take 1 is 1 ; add 1 is 2 ; see 1 is 3 ; use 1 is 4") == 1.0
-    (tmp_path / "mine_of_these_tests.py").write_text("def check(prompt, answer, reference):\n    return answer == reference\n")
+    assert (
+        verifiers.load("shiftscope.zoo.sums:verify")("1 1 1 1 =", "take 1 is 1 ; add 1 is 2 ; see 1 is 3 ; use 1 is 4")
+        == 1.0
+    )
+    (tmp_path / "mine_of_these_tests.py").write_text(
+        "def check(prompt, answer, reference):\n    return answer == reference\n"
+    )
     assert verifiers.load(f"{tmp_path}/mine_of_these_tests.py:check")("", "a", "a") == 1.0
     monkeypatch.chdir(tmp_path)
     assert verifiers.load("mine_of_these_tests:check")("", "a", "b") == 0.0

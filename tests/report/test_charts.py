@@ -29,11 +29,20 @@ def test_every_chart_kind_draws_as_svg_with_its_axis_titles(panel: Panel, tmp_pa
 def test_png_is_written_in_light_and_dark(panels: list[Panel], tmp_path) -> None:
     light = charts.figure(panels[1], tmp_path / "light.png").read_bytes()
     dark = charts.figure(panels[1], tmp_path / "deep" / "dark.png", mode="dark").read_bytes()
-    assert light[:4] == dark[:4] == b"\x89PNG" and light != dark
+    assert light[:4] == dark[:4] == b"\x89PNG"
+    assert light != dark
 
 
 def test_a_logarithmic_axis_leaves_out_what_it_cannot_show_and_says_so() -> None:
-    panel = Panel("P", "", "points", pa.table({"a": [0.0, 1.0, 10.0, None], "b": [1.0, 2.0, float("nan"), 3.0]}), x="a", y="b", log_x=True)
+    panel = Panel(
+        "P",
+        "",
+        "points",
+        pa.table({"a": [0.0, 1.0, 10.0, None], "b": [1.0, 2.0, float("nan"), 3.0]}),
+        x="a",
+        y="b",
+        log_x=True,
+    )
     assert rows_of(panel) == [{"x": 1.0, "y": 2.0}]
     assert charts.left_out(panel).startswith("3 of 4 rows have no place on the axes")
     assert charts.specification(panel)["encoding"]["x"]["scale"]["type"] == "log"
@@ -47,7 +56,19 @@ def test_many_rows_are_thinned_and_say_so() -> None:
 
 def test_a_heat_panel_with_both_signs_is_centred_on_zero(panels: list[Panel]) -> None:
     low, middle, high = charts.specification(panels[4])["encoding"]["color"]["scale"]["domain"]
-    assert middle == 0 and low == -high
+    assert middle == 0
+    assert low == -high
+
+
+def test_base_and_tuned_keep_their_colours_and_nothing_else_takes_them(panels: list[Panel], tmp_path) -> None:
+    blue, orange = charts.BASE_TUNED["light"]
+    sides = charts.figure(panels[1], tmp_path / "sides.svg").read_text("utf-8")
+    kinds = charts.figure(panels[5], tmp_path / "kinds.svg").read_text("utf-8")
+    assert blue in sides
+    assert orange in sides
+    assert not {blue, orange} & set(charts.OTHER["light"])
+    assert blue not in kinds
+    assert all(color in kinds for color in charts.OTHER["light"][:2])
 
 
 def test_tables_and_wrong_suffixes_are_refused_in_a_sentence(panels: list[Panel], tmp_path) -> None:
@@ -59,4 +80,5 @@ def test_tables_and_wrong_suffixes_are_refused_in_a_sentence(panels: list[Panel]
 
 def test_the_bundle_cannot_end_its_script_element() -> None:
     code = charts.bundle().lower()
-    assert "</script" not in code and "<!--" not in code
+    assert "</script" not in code
+    assert "<!--" not in code

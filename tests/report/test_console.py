@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import io
 
+import pyarrow as pa
 from rich.console import Console
 
 from shiftscope import report
 from shiftscope.core.result import Figure, Result
-
-import pyarrow as pa
 
 
 def printed(result: Result) -> str:
@@ -19,11 +18,20 @@ def printed(result: Result) -> str:
 def test_the_terminal_shows_verdict_figures_of_every_part_and_notes(make_result, make_table) -> None:
     result = make_result(make_table(2, 20))
     text = printed(result)
-    assert text.index(result.verdict[0][:40]) < text.index("js_mean_nats") < text.index("window_stable") < text.index("Noise floor")
-    assert "docs-base → docs-code" in text and "9.00 to 13.0 %" in text
+    assert (
+        text.index(result.verdict[0][:40])
+        < text.index("js_mean_nats")
+        < text.index("window_stable")
+        < text.index("Noise floor")
+    )
+    assert "docs-base → docs-code" in text
+    assert "9.00 to 13.0 %" in text
     assert text.count(result.parts[0].verdict[0][:30]) == 1  # said once, not again among the notes
 
 
 def test_names_and_sentences_with_brackets_are_not_read_as_markup() -> None:
-    text = printed(Result("compare tokens", pa.table({}), {"js_[bold]": Figure(1.0, "nats", 1)}, verdict=["see [red]this[/red]"]))
-    assert "js_[bold]" in text and "[red]this[/red]" in text
+    text = printed(
+        Result("compare tokens", pa.table({}), {"js_[bold]": Figure(1.0, "nats", 1)}, verdict=["see [red]this[/red]"])
+    )
+    assert "js_[bold]" in text
+    assert "[red]this[/red]" in text

@@ -37,7 +37,16 @@ class Elements(HTMLParser):
 def test_the_page_reads_from_verdict_to_provenance(make_result, make_table) -> None:
     result = make_result(make_table(2, 20))
     text = "\n".join(Elements(report.page(result)).text)
-    order = [result.verdict[0], "JS mean", "The texts", "How the shift is spread", "Change by layer and window", "Notes", "Noise floor", "shiftscope compare models docs-base"]
+    order = [
+        result.verdict[0],
+        "JS mean",
+        "The texts",
+        "How the shift is spread",
+        "Change by layer and window",
+        "Notes",
+        "Noise floor",
+        "shiftscope compare models docs-base",
+    ]
     places = [text.index(piece, text.index(result.verdict[0])) for piece in order]
     assert places == sorted(places)
 
@@ -50,8 +59,20 @@ def test_texts_stand_before_the_other_panels_of_their_part(make_result, make_tab
 def test_hostile_words_anywhere_add_no_element(make_table, hostile: str) -> None:
     def elements(word: str) -> list[str]:
         table = make_table(1, 8, pieces=[f"{word}{i}" for i in range(12)], prompt=word)
-        panels = [Panel(word, word, "texts", table), Panel(word, word, "table", pa.table({word: [word]})), Panel(word, word, "bar", pa.table({word: [word], "y": [1.0]}), x=word, y="y")]
-        result = Result(word, table, {word: Figure(word, word, 1)}, {"base": word, "tuned": word, "command": word, word: [word]}, [word], [word], panels)
+        panels = [
+            Panel(word, word, "texts", table),
+            Panel(word, word, "table", pa.table({word: [word]})),
+            Panel(word, word, "bar", pa.table({word: [word], "y": [1.0]}), x=word, y="y"),
+        ]
+        result = Result(
+            word,
+            table,
+            {word: Figure(word, word, 1)},
+            {"base": word, "tuned": word, "command": word, word: [word]},
+            [word],
+            [word],
+            panels,
+        )
         return Elements(report.page(result)).names
 
     assert elements(hostile) == elements("word")
@@ -60,12 +81,17 @@ def test_hostile_words_anywhere_add_no_element(make_table, hostile: str) -> None
 def test_the_chart_runtime_is_there_only_when_there_are_charts(make_table) -> None:
     table = make_table(1, 8)
     bare = report.page(Result("compare tokens", table, {}, panels=[Panel("T", "", "texts", table)]))
-    assert "vegaEmbed=" not in bare and len(bare) < 100_000
+    assert "vegaEmbed=" not in bare
+    assert len(bare) < 100_000
 
 
 def test_a_result_with_nothing_but_figures_is_a_page() -> None:
-    page = report.page(Result("compare corpora", pa.table({"a": [1]}), {"distance_nats": Figure(0.25, "nats", 12, 0.2, 0.3)}))
-    assert "0.25 nats" in page and "0.2 to 0.3" in page and "distance_nats" in page
+    page = report.page(
+        Result("compare corpora", pa.table({"a": [1]}), {"distance_nats": Figure(0.25, "nats", 12, 0.2, 0.3)})
+    )
+    assert "0.25 nats" in page
+    assert "0.2 to 0.3" in page
+    assert "distance_nats" in page
 
 
 def test_long_tables_are_cut_with_a_note(panels: list[Panel]) -> None:
@@ -91,8 +117,12 @@ def test_a_heat_map_without_its_columns_is_refused() -> None:
 def test_every_colour_of_the_heat_map_keeps_its_text_readable(scheme: int) -> None:
     css = (document.HERE / "page.css").read_text("utf-8")
     ink = re.search(r"--ink: light-dark\((#\w{6}), (#\w{6})\)", css)
-    rules = re.findall(r"\.([qdc]\d+) \{ background: light-dark\((#\w{6}), (#\w{6})\);(?: border[^;]*;)?(?: color: light-dark\((#\w{6}), (#\w{6})\);)?", css)
-    assert ink is not None and len(rules) == 10 + 11 + 3
+    rules = re.findall(
+        r"\.([qdc]\d+) \{ background: light-dark\((#\w{6}), (#\w{6})\);(?: border[^;]*;)?(?: color: light-dark\((#\w{6}), (#\w{6})\);)?",
+        css,
+    )
+    assert ink is not None
+    assert len(rules) == 10 + 11 + 3
     for name, *colors in rules:
         back, front = colors[scheme], colors[2 + scheme] or ink[1 + scheme]
         assert contrast(back, front) >= 4.5, f"{name}: {front} on {back}"

@@ -10,14 +10,32 @@ from shiftscope.report import formats
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0.0, "0"), (1234567, "1,234,567"), (0.057012, "0.05701"), (-0.25, "−0.25"), (1.25e-7, "1.25×10⁻⁷"), (math.inf, "∞"), (None, "–"), (True, "yes"), (12345.6, "12,346")],
-)  # fmt: skip
+    [
+        (0.0, "0"),
+        (1234567, "1,234,567"),
+        (0.057012, "0.05701"),
+        (-0.25, "−0.25"),
+        (1.25e-7, "1.25×10⁻⁷"),
+        (math.inf, "∞"),
+        (None, "–"),
+        (True, "yes"),
+        (12345.6, "12,346"),
+    ],
+)
 def test_numbers_read_well(number: object, text: str) -> None:
     assert formats.number(number) == text
 
 
 @pytest.mark.parametrize(
-    ("share", "text"), [(0.1704, "17.0 %"), (1.0, "100 %"), (0.99996, "99.996 %"), (0.0, "0 %"), (0.00123, "0.123 %"), (1e-9, "1.00×10⁻⁷ %")]
+    ("share", "text"),
+    [
+        (0.1704, "17.0 %"),
+        (1.0, "100 %"),
+        (0.99996, "99.996 %"),
+        (0.0, "0 %"),
+        (0.00123, "0.123 %"),
+        (1e-9, "1.00×10⁻⁷ %"),
+    ],
 )
 def test_a_share_that_is_not_all_is_never_one_hundred_percent(share: float, text: str) -> None:
     assert formats.percent(share) == text
@@ -34,3 +52,13 @@ def test_names_become_words_and_keep_the_direction() -> None:
     assert formats.label("js_share_above_0.1", "share") == "JS share above 0.1"
     assert formats.label("js_mean_nats", "nats") == "JS mean"
     assert formats.label("kl_base_tuned_nats", "nats") == "KL(base‖tuned)"
+
+
+def test_outer_whitespace_is_visible() -> None:
+    assert [formats.marked(text) for text in (" be", "be", "  ", "\n\n ", "two words")] == [
+        "␣be",
+        "be",
+        "␣␣",
+        "↵↵␣",
+        "two words",
+    ]

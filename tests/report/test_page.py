@@ -92,7 +92,9 @@ def test_charts_are_drawn_when_they_come_into_view_and_again_in_the_dark(opened,
     page.wait_for_function("document.querySelectorAll('.chart[data-ready=dark] svg.marks').length === 6")
 
 
-def test_hover_shows_both_models_top_tokens_with_probabilities_and_ranks(opened, written: Path, table: pa.Table) -> None:
+def test_hover_shows_both_models_top_tokens_with_probabilities_and_ranks(
+    opened, written: Path, table: pa.Table
+) -> None:
     page = opened(written)
     page.locator(TOKEN).nth(7).hover()
     card = page.locator("#card")
@@ -108,10 +110,22 @@ def test_hover_shows_both_models_top_tokens_with_probabilities_and_ranks(opened,
             assert cells[1].split(" ◆")[0].strip() == visible(piece)
             assert cells[0] == str(k + 1)
             assert shown_percent(cells[3]) == pytest.approx(100 * np.exp(expected[f"top_{side}_logp"][k]), abs=0.06)
-            assert shown_percent(cells[4]) == pytest.approx(100 * np.exp(expected[f"top_{side}_logp_{other}"][k]), abs=0.06)
+            assert shown_percent(cells[4]) == pytest.approx(
+                100 * np.exp(expected[f"top_{side}_logp_{other}"][k]), abs=0.06
+            )
         emitted = card.locator(f"table.law.{side} tr.emitted td").all_inner_texts()
-        assert emitted[0] == str(expected[f"rank_{side}"] + 1) and emitted[5] == str(expected[f"rank_{other}"] + 1)
-    for words in ("JS", "TV", "KL(base‖tuned)", "entropy, tuned", "log p ◆, base", "mass moved by base rank", "position 7", expected["class"]):
+        assert emitted[0] == str(expected[f"rank_{side}"] + 1)
+        assert emitted[5] == str(expected[f"rank_{other}"] + 1)
+    for words in (
+        "JS",
+        "TV",
+        "KL(base‖tuned)",
+        "entropy, tuned",
+        "log p ◆, base",
+        "mass moved by base rank",
+        "position 7",
+        expected["class"],
+    ):
         assert words in card.inner_text()
     page.mouse.move(5, 5)
     card.wait_for(state="hidden")
@@ -147,7 +161,8 @@ def test_filters_change_what_is_shown_and_reset_brings_it_back(opened, written: 
     same = table["token"].to_numpy(zero_copy_only=False) == piece
     assert status(page).startswith(f"{same.sum()} of")
     bright = page.locator(".text:not([hidden]) .k:not(.dim)").all_inner_texts()
-    assert bright and {text.strip() for text in bright} == {visible(piece).lstrip("␣")}
+    assert bright
+    assert {text.strip() for text in bright} == {visible(piece).lstrip("␣")}
     page.click("[data-role=reset]")
     assert page.locator(".k.dim").count() == 0
 
@@ -172,7 +187,8 @@ def test_the_keyboard_alone_reaches_every_token(opened, written: Path) -> None:
     page.keyboard.press("ArrowRight")
     assert focused(page) == 2
     page.keyboard.press("ArrowLeft")
-    assert focused(page) == 1 and page.locator(".k[tabindex='0']").count() == 1
+    assert focused(page) == 1
+    assert page.locator(".k[tabindex='0']").count() == 1
     page.keyboard.press("End")
     assert focused(page) == N_TOKENS - 1
     page.keyboard.press("ArrowRight")
@@ -181,13 +197,15 @@ def test_the_keyboard_alone_reaches_every_token(opened, written: Path) -> None:
     page.keyboard.press("Home")
     before = page.evaluate("boxOf(document.activeElement).top")
     page.keyboard.press("ArrowDown")
-    assert focused(page) > 0 and page.evaluate("boxOf(document.activeElement).top") != before
+    assert focused(page) > 0
+    assert page.evaluate("boxOf(document.activeElement).top") != before
     page.keyboard.press("ArrowUp")
     assert focused(page) == 0
     page.keyboard.press("n")
     assert "JS" in page.evaluate("document.activeElement.getAttribute('aria-label')")
     page.keyboard.press("Enter")
-    assert page.locator("#card.pinned").is_visible() and re.search(r"#t\d+-p\d+$", page.url)
+    assert page.locator("#card.pinned").is_visible()
+    assert re.search(r"#t\d+-p\d+$", page.url)
     page.keyboard.press("Escape")
     assert page.locator("#card").is_hidden()
 
@@ -196,10 +214,13 @@ def test_a_link_opens_the_page_at_its_token(opened, written: Path) -> None:
     page = opened(written, "#t12-p40")
     assert focused(page) == 12 * N_TOKENS + 40
     assert "text doc-12 · position 40" in page.inner_text("#card")
-    assert page.evaluate("(() => { const b = boxOf(document.activeElement); return b.top >= 0 && b.bottom <= innerHeight; })()")
+    assert page.evaluate(
+        "(() => { const b = boxOf(document.activeElement); return b.top >= 0 && b.bottom <= innerHeight; })()"
+    )
     assert page.get_attribute("#card [data-copy]", "data-copy").endswith("report.html#t12-p40")
     page.click("#card .close")
-    assert page.locator("#card").is_hidden() and focused(page) == 12 * N_TOKENS + 40
+    assert page.locator("#card").is_hidden()
+    assert focused(page) == 12 * N_TOKENS + 40
 
 
 def test_colours_follow_the_choice_and_the_class_is_not_by_colour_alone(opened, written: Path) -> None:
@@ -209,10 +230,15 @@ def test_colours_follow_the_choice_and_the_class_is_not_by_colour_alone(opened, 
     seen = set()
     for option in options:
         page.select_option("[data-role=color]", option)
-        seen.add(page.eval_on_selector(".texts", "node => [...node.querySelectorAll('.k')].map(k => k.className).join()"))
+        seen.add(
+            page.eval_on_selector(".texts", "node => [...node.querySelectorAll('.k')].map(k => k.className).join()")
+        )
     assert len(seen) >= 4
     page.select_option("[data-role=color]", "class")
-    styles = [page.eval_on_selector(f".legend .{step}", "node => getComputedStyle(node).borderBottomStyle") for step in ("c0", "c1", "c2")]
+    styles = [
+        page.eval_on_selector(f".legend .{step}", "node => getComputedStyle(node).borderBottomStyle")
+        for step in ("c0", "c1", "c2")
+    ]
     assert styles == ["none", "dotted", "solid"]
 
 
@@ -233,34 +259,59 @@ def test_a_phone_has_no_sideways_scroll_and_a_tap_opens_the_card(opened, written
     token.tap()
     page.locator("#card.pinned").wait_for(state="visible")
     card, place = page.locator("#card").bounding_box(), token.bounding_box()
-    assert card["width"] == 360 and card["y"] + card["height"] == pytest.approx(740, abs=1)
+    assert card["width"] == 360
+    assert card["y"] + card["height"] == pytest.approx(740, abs=1)
     assert place["y"] + place["height"] <= card["y"]  # the sheet does not hide the token it describes
 
 
 def test_hostile_tokens_and_prompts_stay_text(opened, make_table, hostile: str, tmp_path: Path) -> None:
     table = make_table(2, 12, pieces=[hostile, "<b>", "&lt;", "\u2028", "<!--", "`${1}`", "\u202eabc"], prompt=hostile)
-    result = Result("compare tokens", table, {}, {"base": hostile, "tuned": hostile, "command": hostile}, [hostile], [hostile], [Panel(hostile, hostile, "texts", table)])
+    result = Result(
+        "compare tokens",
+        table,
+        {},
+        {"base": hostile, "tuned": hostile, "command": hostile},
+        [hostile],
+        [hostile],
+        [Panel(hostile, hostile, "texts", table)],
+    )
     page = opened(report.write(result, tmp_path / "hostile.html"))
     page.locator(TOKEN).first.hover()
     page.locator("#card").wait_for(state="visible")
-    assert page.locator("img").count() == 0 and page.locator("main b").count() == 0
+    assert page.locator("img").count() == 0
+    assert page.locator("main b").count() == 0
     assert page.locator("p.prompt").first.inner_text() == hostile
     assert hostile in page.locator(".texts").inner_text()
 
 
 def test_whitespace_is_visible_and_newlines_break_the_line(opened, tmp_path: Path) -> None:
     tokens = ["def", " f", ":", "\n", "  ", "\t", "x", ""]
-    table = pa.table({"text": [0] * 8, "position": list(range(8)), "token": tokens, "js_nats": [0.0, 0.2] * 4, "swapped": [True] + [False] * 7})
-    page = opened(report.write(Result("m", table, {}, panels=[Panel("T", "", "texts", table)]), tmp_path / "white.html"))
+    table = pa.table(
+        {
+            "text": [0] * 8,
+            "position": list(range(8)),
+            "token": tokens,
+            "js_nats": [0.0, 0.2] * 4,
+            "swapped": [True] + [False] * 7,
+        }
+    )
+    page = opened(
+        report.write(Result("m", table, {}, panels=[Panel("T", "", "texts", table)]), tmp_path / "white.html")
+    )
     assert page.locator(".texts .k").all_inner_texts() == ["def", "f", ":", "↵", "␣␣", "⇥", "x", "∅"]
     tops = page.eval_on_selector_all(".texts .k", "nodes => nodes.map(n => n.getBoundingClientRect().top)")
-    assert tops[3] == tops[0] < tops[4] == tops[7]
+    assert tops[3] == tops[0] < tops[4] == tops[7]  # the break comes after the mark, before the indentation
     assert "underline" in page.eval_on_selector(".texts .swapped", "node => getComputedStyle(node).textDecorationLine")
 
 
-def test_sixty_thousand_positions_open_with_few_nodes_and_under_eight_megabytes(opened, make_noise, panels: list[Panel], tmp_path: Path) -> None:
+def test_sixty_thousand_positions_open_with_few_nodes_and_under_eight_megabytes(
+    opened, make_noise, panels: list[Panel], tmp_path: Path
+) -> None:
     table = make_noise(200, 300)
-    path = report.write(Result("compare tokens", table, {}, panels=[Panel("Texts", "", "texts", table), *panels[:6]]), tmp_path / "big.html")
+    path = report.write(
+        Result("compare tokens", table, {}, panels=[Panel("Texts", "", "texts", table), *panels[:6]]),
+        tmp_path / "big.html",
+    )
     assert path.stat().st_size < 8_000_000
     page = opened(path)
     assert page.locator(TOKEN).count() <= 10 * 300
@@ -273,9 +324,22 @@ def test_sixty_thousand_positions_open_with_few_nodes_and_under_eight_megabytes(
 
 def test_screenshot_draws_a_page_into_a_picture(written: Path, tmp_path: Path) -> None:
     image = tmp_path / "docs" / "report.png"
-    command = [sys.executable, "-m", "shiftscope.report.screenshot", str(written), str(image), "--token", "t0-p12", "--width", "800"]
-    subprocess.run(command, check=True, timeout=60)  # in a process of its own: playwright's loop here is taken by the fixture
+    command = [
+        sys.executable,
+        "-m",
+        "shiftscope.report.screenshot",
+        str(written),
+        str(image),
+        "--token",
+        "t0-p12",
+        "--width",
+        "800",
+    ]
+    subprocess.run(
+        command, check=True, timeout=60
+    )  # in a process of its own: playwright's loop here is taken by the fixture
     header = image.read_bytes()[:24]
-    assert header[:4] == b"\x89PNG" and int.from_bytes(header[16:20], "big") == 1600  # two pixels per CSS pixel
+    assert header[:4] == b"\x89PNG"
+    assert int.from_bytes(header[16:20], "big") == 1600
     with pytest.raises(ValueError, match="there is no page at"):
         screenshot(tmp_path / "none.html", tmp_path / "none.png")

@@ -68,13 +68,23 @@ def test_two_hundred_answers_of_three_hundred_tokens_fit_even_when_nothing_compr
 def test_too_many_positions_drop_whole_texts_evenly(make_noise, monkeypatch) -> None:
     monkeypatch.setattr(texts, "POSITION_LIMIT", 500)
     packed = texts.pack(panel(make_noise(40, 50)))
-    assert packed["total_texts"] == 40 and packed["total_positions"] == 2000
+    assert packed["total_texts"] == 40
+    assert packed["total_positions"] == 2000
     assert [entry["text"] for entry in packed["texts"]] == list(range(0, 40, 4))
     assert packed["starts"][-1] == 500
 
 
 def test_only_four_columns_are_needed() -> None:
-    table = pa.table({"text": [0, 0], "position": [0, 1], "token": ["a", "b"], "js_nats": [0.0, 0.5], "swapped": [False, True], "source": ["base", "tuned"]})
+    table = pa.table(
+        {
+            "text": [0, 0],
+            "position": [0, 1],
+            "token": ["a", "b"],
+            "js_nats": [0.0, 0.5],
+            "swapped": [False, True],
+            "source": ["base", "tuned"],
+        }
+    )
     packed = texts.pack(panel(table))
     assert texts.unpack(packed["columns"]["swapped"]).tolist() == [0, 1]
     assert packed["columns"]["source"]["words"] == ["base", "tuned"]
@@ -83,12 +93,22 @@ def test_only_four_columns_are_needed() -> None:
 
 
 def test_an_empty_table_packs() -> None:
-    table = pa.table({"text": pa.array([], pa.int32()), "position": pa.array([], pa.int32()), "token": pa.array([], pa.string()), "js_nats": pa.array([], pa.float32())})
+    table = pa.table(
+        {
+            "text": pa.array([], pa.int32()),
+            "position": pa.array([], pa.int32()),
+            "token": pa.array([], pa.string()),
+            "js_nats": pa.array([], pa.float32()),
+        }
+    )
     assert texts.pack(panel(table))["starts"] == [0]
 
 
-@pytest.mark.parametrize("text", ["</script><img src=x onerror=alert(1)>", "<!-- <script>", "\u2028\u2029", "]]>", "&lt;", "\ud800", '"\\'])
+@pytest.mark.parametrize(
+    "text", ["</script><img src=x onerror=alert(1)>", "<!-- <script>", "\u2028\u2029", "]]>", "&lt;", "\ud800", '"\\']
+)
 def test_no_markup_survives_in_the_data_and_json_gives_it_back(text: str) -> None:
     written = texts.script_json({"prompt": text})
-    assert not set("<>&\u2028\u2029") & set(written) and written.isascii()
+    assert not set("<>&\u2028\u2029") & set(written)
+    assert written.isascii()
     assert json.loads(written) == {"prompt": text}

@@ -171,7 +171,7 @@ def _tiny_llama(vocabulary_size: int) -> LlamaForCausalLM:
         intermediate_size=32,
         num_hidden_layers=1,
         num_attention_heads=2,
-        max_position_embeddings=2 * docs.WINDOW,
+        max_position_embeddings=docs.WINDOW,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,

@@ -38,7 +38,11 @@ def test_a_correct_trace_copies_the_digits_and_adds_them_up_modulo_five():
         assert row["prompt"] == " ".join(map(str, digits)) + " ="
         assert [int(s) for _, s in pairs] == [sum(digits[: i + 1]) % 5 for i in range(4)]
         assert row["reference"] == str(sum(digits) % 5)
-        assert sums.verify(row["prompt"], row["answer"]) == sums.verify(row["prompt"], row["answer"], row["reference"]) == 1
+        assert (
+            sums.verify(row["prompt"], row["answer"])
+            == sums.verify(row["prompt"], row["answer"], row["reference"])
+            == 1
+        )
 
 
 def test_prompts_are_the_same_for_the_same_seed_only():
@@ -104,7 +108,9 @@ def test_a_checkpoint_is_small_and_ships_prompts(name):
     assert sum(file.stat().st_size for file in (ZOO / name).iterdir()) < 1_000_000
     lines = (ZOO / name / "prompts.jsonl").read_text().splitlines()
     assert len(lines) == sums.N_SHIPPED
-    assert json.loads(lines[0]) == {key: sums.prompts(1, seed=sums.SEED_CARD)[0][key] for key in ("prompt", "reference")}
+    assert json.loads(lines[0]) == {
+        key: sums.prompts(1, seed=sums.SEED_CARD)[0][key] for key in ("prompt", "reference")
+    }
 
 
 def test_base_guesses_the_operation_and_both_tuned_checkpoints_know_it():
@@ -123,7 +129,7 @@ def test_reinforcement_changes_decisions_and_supervision_changes_style_too(shipp
     assert rlvr[top3][0] > 0.97 > 0.75 > sft[top3][0]
 
 
-@pytest.mark.parametrize("name", ("sums-rlvr", "sums-sft"))
+@pytest.mark.parametrize("name", ["sums-rlvr", "sums-sft"])
 def test_a_checkpoint_reproduces_its_cards_shift(shipped, name):
     measured = sums.shift(shipped["sums-base"][0], *shipped[name], n=400, seed=sums.SEED_CARD)
     for figure, (value, _) in measured.items():

@@ -45,15 +45,17 @@ SCHEMA = pa.schema([("step", pa.int32()), ("rollout", pa.int32()), *((name, pa.f
 class Weighting:
     """How far the divergence weights reach.
 
-    s: the weight stays within s/2 of 1. alpha: None calibrates it (see the module).
+    strength: the s above: weights stay within s/2 of 1. alpha: None calibrates it (see the module).
     """
 
-    s: float = 1.0
+    strength: float = 1.0
     alpha: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.s <= 2:
-            raise ValueError(f"s is {self.s}: it must lie in (0, 2], for beyond it a weight could be negative")
+        if not 0 < self.strength <= 2:
+            raise ValueError(
+                f"strength is {self.strength}: it must lie in (0, 2], for beyond it a weight could be negative"
+            )
         if self.alpha is not None and not self.alpha > 0:
             raise ValueError(f"alpha is {self.alpha}: it must be above 0; `weight` high or low sets the sign")
 
@@ -89,7 +91,7 @@ def rlvr(
         raise ValueError(f"{target} exists already: give another --out, so that no checkpoint is written over")
     judge = verifiers.load(verifier) if isinstance(verifier, str) else verifiers.guarded(verifier, "given")
     texts = corpus.read(prompts)
-    tuned_on, measured_on = _split(texts, held_out, settings.prompts)
+    tuned_on, measured_on = _split(texts, held_out, settings.prompts_per_rollout)
     start = answers.opened(model)
     sampling = Sampling(
         temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
@@ -165,7 +167,7 @@ def rewards(
         contexts = [corpus.context_ids(checkpoint, text, template) for text in some]
         drawn = decode.sample(checkpoint, contexts, [text.text for text in some], sampling)
         for text, ids in zip(some, drawn, strict=True):
-            answer = checkpoint.tokenizer.decode(ids, skip_special_tokens=True)
+            answer = str(checkpoint.tokenizer.decode(list(ids), skip_special_tokens=True))
             found.append(verifier(text.prompt, answer, text.reference))
     return found
 
@@ -257,7 +259,7 @@ def _weights(weight: Weight, weighting: Weighting, settings: Settings) -> grpo.T
         raise ValueError(f"weight is {weight!r}: it must be off, high or low")
     if weight == "off":
         return None
-    s = weighting.s if weight == "high" else -weighting.s
+    s = weighting.strength if weight == "high" else -weighting.strength
     return CalibratedWeights(s, settings.epochs * settings.minibatches, weighting.alpha)
 
 
@@ -267,7 +269,7 @@ def _split(texts: Sequence[Text], held_out: int, per_rollout: int) -> tuple[Sequ
     if len(texts) - held_out < per_rollout:
         raise ValueError(
             f"there are {len(texts)} prompts, {held_out} of them held out, and a rollout takes {per_rollout}: give "
-            f"more prompts or lower `held_out` or `prompts`"
+            f"more prompts or lower `held_out` or `prompts_per_rollout`"
         )
     return texts[:-held_out], texts[-held_out:]
 

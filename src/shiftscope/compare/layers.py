@@ -14,38 +14,35 @@ What does not replicate on small models: the source's fall of transport and its 
 in the last blocks. Both are shown as measured.
 """
 
-# N answer tokens of a batch, G texts of a batch, T texts in all, L layers measured, W windows, S bootstrap samples, V vocabulary
+# N answer tokens of a batch, G texts of a batch, T texts in all, L layers measured, W windows
 
 from __future__ import annotations
 
-import re
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftscope.core import answers, checkpoints, divergence, paired, preference, spectrum
+from shiftscope.core import answers, checkpoints, curves, lens, paired, preference, runs, spectrum
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
+from shiftscope.core.curves import DELTA, Array, Curves, nullable, terminal_start
 from shiftscope.core.decode import Sampling
-from shiftscope.core.head import Head
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 
-Array = NDArray[np.float64]
 OTHER_WINDOWS: tuple[spectrum.Window, ...] = ((0.1, 0.5), (0.0, 1.0), (0.3, 0.9))
 SIDES = ("base", "tuned")
-CHUNK_ROWS = 64  # rows of one head product: two float32 buffers of this many laws are all the memory that transport takes
+ALPHA, TRANSPORT = 0, -1  # places among a text's curves: α in each window, then transport
 LOCALISED = 2 / 3  # a terminal layer changes at least twice as much as another one
-BOOTSTRAP_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,9 @@ class Depth:
         if layers[0] < 0 or layers[-1] > blocks:
             raise ValueError(f"layers {self.layers}: the models have states 0 to {blocks}")
         if layers[-1] < terminal_start(blocks):
-            raise ValueError(f"layers {self.layers} leave out the last third of the blocks: add at least one from {terminal_start(blocks)} to {blocks}")
+            raise ValueError(
+                f"layers {self.layers} leave out the last third of the blocks: add at least one from {terminal_start(blocks)} to {blocks}"
+            )
         return layers
 
 
@@ -108,11 +107,11 @@ def layers(
     texts: Texts = None,
     limit: int | None = None,
     template: Template = "plain",
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    loading: Loading = Loading(batch_size=64),  # noqa: B008 - frozen
-    depth: Depth = Depth(),  # noqa: B008 - frozen
+    sampling: Sampling = Sampling(),
+    loading: Loading = Loading(batch_size=64),
+    depth: Depth = Depth(),
     preferences: Texts = None,
-    watching: Watching = Watching(),  # noqa: B008 - frozen
+    watching: Watching = Watching(),
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
 ) -> Result:
@@ -128,9 +127,9 @@ def layers(
     Returns a Result whose table has one row per layer (with --watch: one per checkpoint of the run).
     Raises ValueError, in one sentence, for differing vocabularies or depths, malformed texts, states that are no numbers.
     """
-    run = tuned if watching.watch else None
+    run = str(tuned if isinstance(tuned, str) else tuned.name) if watching.watch else None
     if run is not None:
-        tuned = str(run_checkpoints(run)[-1])
+        tuned = str(list(runs.checkpoint_folders(run).values())[-1])
     first, second = answers.pair(base, tuned, loading)
     same_depth(first, second)
     depth.chosen(len(first.head.blocks))
@@ -146,34 +145,42 @@ def layers(
     )  # fmt: skip
 
     def rows_of(tuned_now: Checkpoint, parts_now: Parts | None) -> pa.Table:
-        scorer = paired.Scorer(first, tuned_now)
-        progress = None if advance is None else lambda done, total: advance("comparing", done, total)
-        measures = {"layers": measure(depth)}
-        return paired.run(scorer, found.paired, measures, states=True, batch_size=loading.batch_size, parts=parts_now, advance=progress)["layers"]
+        return paired.run(
+            paired.Scorer(first, tuned_now), found.paired, {"layers": measure(depth)}, states=True,
+            batch_size=loading.batch_size, parts=parts_now,
+            advance=None if advance is None else lambda done, total: advance("comparing", done, total),
+        )["layers"]  # fmt: skip
 
+    notes = [*found.notes, *_precision_notes(first, second)]
     if run is not None:
         rows = followed(run, watching, loading, lambda checkpoint: rows_of(checkpoint, None), depth, parts)
-        return summarise_run(rows, notes=found.notes, provenance=settings)
+        return summarise_run(rows, notes=notes, provenance=settings)
     gradient = None if preferences is None else gradient_shares(first, second, preferences, beta=depth.beta)
-    return summarise(rows_of(second, parts), depth=depth, gradient=gradient, notes=found.notes, provenance=settings)
+    return summarise(rows_of(second, parts), depth=depth, gradient=gradient, notes=notes, provenance=settings)
 
 
-def terminal_start(blocks: int) -> int:
-    """The first block of the last third (source: 21–30 of about 30); at least one block is terminal."""
-    return blocks - max(1, round(blocks / 3)) + 1
+def _precision_notes(base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    short = [one for one in (base, tuned) if one.model.dtype in (torch.bfloat16, torch.float16)]
+    return [
+        f"{one.name} ran in {str(one.model.dtype).removeprefix('torch.')}: singular values that its rounding hides are dropped, and "
+        f"those just above are blurred; --dtype float32 avoids both"
+        for one in dict.fromkeys(short)
+    ]
 
 
 def same_depth(base: Checkpoint, tuned: Checkpoint) -> None:
     """Raises ValueError where two models differ in number of blocks."""
     ours, theirs = len(base.head.blocks), len(tuned.head.blocks)
     if ours != theirs:
-        raise ValueError(f"{base.name} has {ours} blocks and {tuned.name} has {theirs}: their layers cannot be paired; use `compare tokens` instead")
+        raise ValueError(
+            f"{base.name} has {ours} blocks and {tuned.name} has {theirs}: their layers cannot be paired; use `compare tokens` instead"
+        )
 
 
 # --- rows: one per text and layer -------------------------------------------------------------------------------------
 
 
-def measure(depth: Depth = Depth()) -> paired.Measure:  # noqa: B008 - frozen
+def measure(depth: Depth = Depth()) -> paired.Measure:
     """The rows of one batch, one per text and layer; needs a pass with states.
 
     Columns: text, batch (its smallest text number), layer, blocks, tokens (of the batch); per side alpha_* (one value per
@@ -203,7 +210,9 @@ def _rows(batch: paired.PairedBatch, depth: Depth) -> pa.Table:
         _check(side, batch, wanted)
         equal = [bool(fits) and torch.equal(side.states[layer], batch.base.states[layer]) for layer in wanted]
         fits = [
-            fits[place] if equal[place] else spectrum.contraction(side.states[layer], depth.windows, centre=depth.centre)
+            fits[place]
+            if equal[place]
+            else spectrum.contraction(side.states[layer], depth.windows, centre=depth.centre)
             for place, layer in enumerate(wanted)
         ]
         influence = [spectrum.by_group(fit.influence_WN, group_N, len(texts)) for fit in fits]
@@ -230,59 +239,14 @@ def _check(side: paired.Side, batch: paired.PairedBatch, wanted: Sequence[int]) 
 
 def _transport_by_text(side: paired.Side, wanted: Sequence[int], group_N: Tensor, groups: int, most: int) -> Array:
     """Mean transport of every text into every wanted layer, radians [L, G]; NaN at layer 0."""
-    picked_N = evenly_spread(torch.bincount(group_N, minlength=groups), most)
+    picked_N = lens.evenly_spread(torch.bincount(group_N, minlength=groups), most)
     group_N = group_N[picked_N]
     mean_LG = np.full((len(wanted), groups), np.nan)
-    found = transport([state[picked_N.to(state.device)] for state in side.states], side.checkpoint.head, wanted)
+    found = lens.transport([state[picked_N.to(state.device)] for state in side.states], side.checkpoint.head, wanted)
     for layer, radians_N in found.items():
         summed = np.bincount(group_N.numpy(), weights=radians_N.double().cpu().numpy(), minlength=groups)
         mean_LG[wanted.index(layer)] = summed / np.bincount(group_N.numpy(), minlength=groups)
     return mean_LG
-
-
-def evenly_spread(lengths_G: Tensor, most: int) -> Tensor:
-    """Which of the concatenated positions of groups to take: all, or at most `most` of each group, evenly spread."""
-    starts = lengths_G.cumsum(0) - lengths_G
-    picks = []
-    for start, length in zip(starts.tolist(), lengths_G.tolist(), strict=True):
-        count = min(length, most) if most else length
-        picks.append(start + (torch.arange(count) + 0.5).mul(length / count).long())
-    return torch.cat(picks)
-
-
-@torch.no_grad()
-def transport(states: Sequence[Tensor], head: Head, wanted: Sequence[int]) -> dict[int, Tensor]:
-    """Fisher–Rao distance, radians [N] in [0, π], that each wanted block moves the law that the head reads off its state.
-
-    states: [n_blocks + 1] of [N, d], before the final norm. Streams over chunks of rows; two laws exist at a time.
-    """
-    steps = [layer for layer in wanted if layer > 0]
-    needed = sorted({*steps, *(layer - 1 for layer in steps)})
-    N = states[0].shape[0]
-    radians = {layer: torch.empty(N, device=states[0].device) for layer in steps}
-    shape = (min(N, CHUNK_ROWS), head.weight.shape[0])
-    buffers = [torch.empty(shape, device=states[0].device) for _ in range(2)]
-    for start in range(0, N, CHUNK_ROWS):
-        rows = slice(start, min(start + CHUNK_ROWS, N))
-        before, now = (buffer[: rows.stop - start] for buffer in buffers)
-        for layer in needed:
-            _root_law(head, states[layer][rows], now)
-            if layer in radians:
-                chord = torch.linalg.vector_norm(before.sub_(now), dim=-1)
-                radians[layer][rows] = divergence.arc_of_chord(chord)
-            before, now = now, before
-    return radians
-
-
-def _root_law(head: Head, state_ND: Tensor, out_NV: Tensor) -> None:
-    """√p of the lens's law: exp(z/2) scaled to length 1, so that no log-softmax has to be kept."""
-    normed_ND = head.final(state_ND)
-    if normed_ND.dtype == torch.float32:
-        head.logits(normed_ND, out=out_NV)
-    else:
-        out_NV.copy_(head.logits(normed_ND))
-    out_NV.sub_(out_NV.amax(-1, keepdim=True)).mul_(0.5).exp_()
-    out_NV.div_(torch.linalg.vector_norm(out_NV, dim=-1, keepdim=True))
 
 
 def gradient_shares(base: Checkpoint, tuned: Checkpoint, pairs: Texts, *, beta: float = 0.1) -> dict[str, Any]:
@@ -301,82 +265,23 @@ def gradient_shares(base: Checkpoint, tuned: Checkpoint, pairs: Texts, *, beta: 
 # --- summary: curves over depth, their intervals, what they say -------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Means over texts of every curve and of their bootstrap samples, over the last axes [2 sides, L, W + 1].
-
-    The last axis holds α in each window, then transport; NaN where a curve has no value (transport at layer 0).
-    """
-
-    layers: Sequence[int]
-    blocks: int
-    texts: int
-    each: Array
-    point: Array
-    boot: Array
-
-    def inside(self, column: int, *, terminal: bool) -> NDArray[np.int64]:
-        """Places of the terminal (or of the other) layers where a column has a value on both sides."""
-        late = np.asarray(self.layers) >= terminal_start(self.blocks)
-        return np.flatnonzero((late == terminal) & np.isfinite(self.point[..., column]).all(0))
-
-    def change(self, column: int, *, terminal: bool) -> tuple[float, Array] | None:
-        """Mean change (tuned minus base) over the terminal or the other layers, and its samples; None without values."""
-        places = self.inside(column, terminal=terminal)
-        return self.of(lambda c: (c[..., 1, :, column] - c[..., 0, :, column])[..., places].mean(-1)) if len(places) else None
-
-    def of(self, function: Callable[[Array], Array]) -> tuple[float, Array]:
-        """A statistic of the curves and of each of their bootstrap samples."""
-        return float(function(self.point)), function(self.boot)
-
-    @property
-    def transport_column(self) -> int:
-        return self.point.shape[-1] - 1
-
-
-def curves(rows: pa.Table, *, seed: int = 0) -> Curves:
-    """The curves of a table of rows; both sides, all layers and windows ride on the same resampled texts."""
+def curves_of(rows: pa.Table) -> Curves:
+    """The curves of a table of rows: α in each window, then transport; the order of the rows does not matter."""
     rows = rows.sort_by([("layer", "ascending"), ("text", "ascending")])
-    wanted = np.unique(rows["layer"].to_numpy())
+    wanted = np.unique(rows["layer"].to_numpy()).tolist()
     sides = []
     for name in SIDES:
         lists = rows[f"alpha_{name}"].combine_chunks()
         alpha = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-        stacked = np.column_stack([alpha, rows[f"transport_{name}"].to_numpy()])
-        sides.append(stacked.reshape(len(wanted), -1, stacked.shape[1]))
-    each_T2LW = np.stack(sides).transpose(2, 0, 1, 3)
-    T = len(each_T2LW)
-    point = _means(np.full((1, T), 1), each_T2LW)[0]
-    generator = np.random.default_rng(seed)
-    step = max(1, 2_000_000 // T)
-    boot = [
-        _means(generator.multinomial(T, np.full(T, 1 / T), size=min(step, BOOTSTRAP_SAMPLES - start)), each_T2LW)
-        for start in range(0, BOOTSTRAP_SAMPLES, step)
-    ]
-    return Curves(wanted.tolist(), int(rows["blocks"][0].as_py()), T, each_T2LW, point, np.concatenate(boot))
-
-
-def _means(counts_ST: NDArray[np.int64], each: Array) -> Array:
-    """Weighted means over texts, texts without a value left out; NaN where none has one. A weight is a count."""
-    flat = each.reshape(len(each), -1)
-    present = np.isfinite(flat)
-    total = counts_ST @ np.where(present, flat, 0)
-    weight = counts_ST @ present.astype(np.float64)
-    mean = np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
-    return mean.reshape(len(counts_ST), *each.shape[1:])
-
-
-def _figure(found: tuple[float, Array], unit: str, n: int) -> Figure:
-    value, samples = found
-    samples = samples[np.isfinite(samples)]
-    low, high = np.quantile(samples, [0.025, 0.975]) if len(samples) else (value, value)
-    return Figure(value, unit, n, min(float(low), value), max(float(high), value))
+        both = np.column_stack([alpha, rows[f"transport_{name}"].to_numpy()])
+        sides.append(both.reshape(len(wanted), -1, both.shape[1]).swapaxes(0, 1))
+    return curves.curves(sides[0], sides[1], wanted, int(rows["blocks"][0].as_py()))
 
 
 def summarise(
     rows: pa.Table,
     *,
-    depth: Depth = Depth(),  # noqa: B008 - frozen
+    depth: Depth = Depth(),
     gradient: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     provenance: Mapping[str, Any] | None = None,
@@ -385,10 +290,10 @@ def summarise(
 
     depth: the settings that the rows were made with. gradient: from `gradient_shares`, if pairs were given.
     """
-    found = curves(rows)
-    figures, caveats = _figures(found, depth, gradient)
-    table = _table(rows, found, gradient)
+    found = curves_of(rows)
     windows = _windows(found, depth)
+    figures, caveats = _figures(found, windows, gradient)
+    table = _table(rows, found, gradient)
     few = [row["layer"] for row in table.select(["layer", "too_few_tokens"]).to_pylist() if row["too_few_tokens"]]
     if few:
         caveats.append(
@@ -399,26 +304,37 @@ def summarise(
         caveats.append("one text only: the intervals are empty, nothing can be said of other texts")
     panels = _panels(table, windows, gradient)
     return Result(
-        "compare layers", table, figures, provenance or {}, _verdict(found, figures, windows, gradient), [*notes, *caveats], panels
+        "compare layers",
+        table,
+        figures,
+        provenance or {},
+        _verdict(found, figures, windows, gradient),
+        [*notes, *caveats],
+        panels,
     )
 
 
-def _figures(found: Curves, depth: Depth, gradient: Mapping[str, Any] | None) -> tuple[dict[str, Figure], list[str]]:
+def _figures(
+    found: Curves, windows: pa.Table, gradient: Mapping[str, Any] | None
+) -> tuple[dict[str, Figure], list[str]]:
     figures: dict[str, Figure] = {}
     missing: list[str] = []
-    for name, column, unit in (("alpha", 0, "slope"), ("transport", found.transport_column, "rad")):
+    for name, curve, unit in (("alpha", ALPHA, "slope"), ("transport", TRANSPORT, "rad")):
         for place, terminal in (("terminal", True), ("elsewhere", False)):
-            change = found.change(column, terminal=terminal)
+            change = found.change(curve, unit, terminal=terminal)
             if change is None:
-                missing.append(f"{name}_{place}_delta is left out: no such layer has a value (for α: five singular values in the window)")
+                missing.append(
+                    f"{name}_{place}_delta is left out: no such layer has a value (α needs five singular values in its window)"
+                )
             else:
-                figures[f"{name}_{place}_delta"] = _figure(change, unit, found.texts)
-        _localisation(found, name, column, figures, missing)
-        if found.texts > 1 and f"{name}_terminal_delta" in figures:
-            figures[f"{name}_noise_floor"] = Figure(_noise_floor(found, column), unit, found.texts)
-    signs = {np.sign(row["terminal_delta"]) for row in _windows(found, depth).to_pylist() if row["terminal_delta"] is not None}
+                figures[f"{name}_{place}_delta"] = change
+        _localisation(found, name, curve, figures, missing)
+        floor = found.halves_apart(curve)
+        if floor is not None:
+            figures[f"{name}_noise_floor"] = Figure(floor, unit, found.texts)
+    signs = {np.sign(delta) for delta in windows["terminal_delta"].to_pylist() if delta is not None}
     if signs:
-        figures["window_stable"] = Figure(len(signs) == 1, "", len(depth.windows))
+        figures["window_stable"] = Figure(len(signs) == 1, "", len(windows))
     _shape_figures(found, figures, missing)
     if gradient is None:
         missing.append("gradient_terminal_share is left out: no preference pairs were given")
@@ -428,58 +344,55 @@ def _figures(found: Curves, depth: Depth, gradient: Mapping[str, Any] | None) ->
     return figures, missing
 
 
-def _localisation(found: Curves, name: str, column: int, figures: dict[str, Figure], missing: list[str]) -> None:
+def _localisation(found: Curves, name: str, curve: int, figures: dict[str, Figure], missing: list[str]) -> None:
     """|change| of a terminal layer against |change| of a terminal plus another layer: 1/2 where all change alike."""
-    late, early = (found.inside(column, terminal=terminal) for terminal in (True, False))
+    late, early = (found.inside(curve, terminal=terminal) for terminal in (True, False))
 
     def share(c: Array) -> Array:
-        size = np.abs(c[..., 1, :, column] - c[..., 0, :, column])
-        inside, outside = size[..., late].mean(-1), size[..., early].mean(-1)
-        total = inside + outside
-        return np.divide(inside, total, out=np.full_like(total, np.nan), where=total > 0)
+        size = np.abs(c[..., DELTA, :, curve])
+        inside, both = size[..., late].mean(-1), size[..., late].mean(-1) + size[..., early].mean(-1)
+        return np.divide(inside, both, out=np.full_like(both, np.nan), where=both > 0)
 
     if not len(late) or not len(early):
         missing.append(f"{name}_localisation is left out: it needs terminal and other layers")
-    elif np.isnan(share(found.point)):
+    elif np.isnan(share(found.mean_BLC)):
         missing.append(f"{name}_localisation is left out: no layer changed")
     else:
-        figures[f"{name}_localisation"] = _figure(found.of(share), "share", found.texts)
-
-
-def _noise_floor(found: Curves, column: int) -> float:
-    """How far two random halves of the prompts are apart (root mean square) on the base alone, terminal mean."""
-    terminal_T = found.each[:, 0, :, column][:, found.inside(column, terminal=True)]
-    kept_T = terminal_T.mean(1)[np.isfinite(terminal_T).all(1)]
-    return float(2 * kept_T.std(ddof=1) / np.sqrt(len(kept_T))) if len(kept_T) > 1 else 0.0
+        figures[f"{name}_localisation"] = found.of(share, "share")
 
 
 def _shape_figures(found: Curves, figures: dict[str, Figure], missing: list[str]) -> None:
     """Coherence (mean cosine of the turns) and curvature (sum of the turns) of each path through the terminal blocks."""
     path = list(range(terminal_start(found.blocks) - 1, found.blocks + 1))
     whole = path[0] > 0 and len(path) > 2 and list(found.layers) == list(range(found.blocks + 1))
-    if not whole or np.isnan(found.point[:, 1:][..., [0, -1]]).any():
-        missing.append("coherence and curvature are left out: they need every layer, and three or more points up to the last block")
+    if not whole or np.isnan(found.mean_BLC[:, 1:][..., [ALPHA, TRANSPORT]]).any():
+        missing.append(
+            "coherence and curvature are left out: they need every layer, and three or more points up to the last block"
+        )
         return
     for side, name in enumerate(SIDES):
-        cosines = found.of(lambda c, side=side: _turns(c[..., side, :, :], path).mean(-1))
-        curvature = found.of(lambda c, side=side: np.arccos(_turns(c[..., side, :, :], path)).sum(-1))
-        figures[f"coherence_{name}"] = _figure(cosines, "cosine", found.texts)
-        figures[f"curvature_{name}"] = _figure(curvature, "rad", found.texts)
+        turns = partial(_turns, side=side, path=path)
+        figures[f"coherence_{name}"] = found.of(lambda c, turns=turns: turns(c).mean(-1), "cosine")
+        figures[f"curvature_{name}"] = found.of(lambda c, turns=turns: np.arccos(turns(c)).sum(-1), "rad")
 
 
-def _turns(curve: Array, path: Sequence[int]) -> Array:
-    """Cosines between successive steps of the points (ℓ/n, α/mean α, transport/mean transport); 1 where a step is none."""
-    alpha, radians = curve[..., 1:, 0], curve[..., 1:, -1]
-    scale = [np.where(mean == 0, 1, mean) for mean in (alpha.mean(-1, keepdims=True), radians.mean(-1, keepdims=True))]
+def _turns(curves_BLC: Array, side: int, path: Sequence[int]) -> Array:
+    """Cosines between successive steps of the points (ℓ/n, α/mean α, transport/mean transport) along a path of layers."""
     places = np.asarray(path) - 1
-    along = np.broadcast_to((places + 1) / alpha.shape[-1], alpha[..., places].shape)
-    points = np.stack([along, (alpha / scale[0])[..., places], (radians / scale[1])[..., places]], -1)
-    steps = np.diff(points, axis=-2)
-    lengths = np.linalg.norm(steps, axis=-1)
+    coordinates = []
+    for curve in (ALPHA, TRANSPORT):
+        values = curves_BLC[..., side, 1:, curve]
+        mean = values.mean(-1, keepdims=True)
+        coordinates.append((values / np.where(mean == 0, 1, mean))[..., places])
+    depth = np.broadcast_to((places + 1) / values.shape[-1], coordinates[0].shape)
+    steps = np.diff(np.stack([depth, *coordinates], -1), axis=-2)
+    lengths = np.linalg.norm(steps, axis=-1)  # never 0: depth always moves
     return np.clip((steps[..., 1:, :] * steps[..., :-1, :]).sum(-1) / (lengths[..., 1:] * lengths[..., :-1]), -1, 1)
 
 
-def _gradient_figures(found: Curves, gradient: Mapping[str, Any], figures: dict[str, Figure], missing: list[str]) -> None:
+def _gradient_figures(
+    found: Curves, gradient: Mapping[str, Any], figures: dict[str, Figure], missing: list[str]
+) -> None:
     for side, name in (("tuned", "gradient_terminal_share"), ("base", "gradient_terminal_share_base")):
         share = float(gradient[side][terminal_start(found.blocks) - 1 :].sum())
         if np.isnan(share):
@@ -494,16 +407,24 @@ def _gradient_figures(found: Curves, gradient: Mapping[str, Any], figures: dict[
 
 def _score(found: Curves, figures: dict[str, Figure], missing: list[str]) -> None:
     """align_delta, and the score last: the mean of tanh(Δ/(4·SE)), coherence and gradient share, of those that exist."""
-    contraction, carried = (found.change(column, terminal=True) for column in (0, found.transport_column))
-    if contraction is None or carried is None:
-        missing.append("align_delta and spinal_score are left out: they need contraction and transport of the terminal blocks")
+    places = [found.inside(curve, terminal=True) for curve in (ALPHA, TRANSPORT)]
+
+    def aligned(c: Array) -> Array:
+        parts = [
+            c[..., DELTA, :, curve][..., rows].mean(-1) for curve, rows in zip((ALPHA, TRANSPORT), places, strict=True)
+        ]
+        return parts[0] - parts[1]
+
+    if not all(map(len, places)):
+        missing.append(
+            "align_delta and spinal_score are left out: they need contraction and transport of the terminal blocks"
+        )
         return
-    change = (contraction[0] - carried[0], contraction[1] - carried[1])
-    figures["align_delta"] = _figure(change, "", found.texts)
-    error = float(change[1].std())
-    terms = [float(np.tanh(change[0] / (4 * error))) if error > 0 else float(np.sign(change[0]))]
+    change, error = found.of(aligned, ""), float(aligned(found.boot_SBLC).std())
+    figures["align_delta"] = change
+    terms = [math.tanh(float(change.value) / (4 * error)) if error > 0 else float(np.sign(change.value))]
     terms += [float(figures[name].value) for name in ("coherence_tuned", "gradient_terminal_share") if name in figures]
-    figures["spinal_score"] = Figure(float(np.mean(terms)), "weights are a convention", found.texts)
+    figures["spinal_score"] = Figure(sum(terms) / len(terms), "(convention)", found.texts)
     missing.append(
         f"spinal_score is the plain mean of {len(terms)} of 3 terms (change against its error, coherence, gradient share): its "
         f"weights are a convention, since the source does not give them; read the terms first"
@@ -511,35 +432,33 @@ def _score(found: Curves, figures: dict[str, Figure], missing: list[str]) -> Non
 
 
 def _windows(found: Curves, depth: Depth) -> pa.Table:
-    """The terminal change of α in every window of ranks, with intervals."""
-    names = [f"{low:g}–{high:g}" for low, high in depth.windows]
-    records = []
-    for column, name in enumerate(names):
-        record: dict[str, Any] = {"window": name, "terminal_delta": None, "low": None, "high": None, "elsewhere_delta": None}
-        for place, terminal in (("terminal_delta", True), ("elsewhere_delta", False)):
-            change = found.change(column, terminal=terminal)
-            if change is not None:
-                record[place] = change[0]
-                if terminal:
-                    figure = _figure(change, "slope", found.texts)
-                    record |= {"low": figure.low, "high": figure.high}
-        records.append(record)
-    fields = [("window", pa.string()), *((name, pa.float64()) for name in ("terminal_delta", "low", "high", "elsewhere_delta"))]
-    return pa.Table.from_pylist(records, schema=pa.schema(fields))
+    """The terminal change of α in every window of ranks, with intervals; null where no terminal layer has a value."""
+    rows = []
+    for curve, (low, high) in enumerate(depth.windows):
+        late, early = (found.change(curve, "slope", terminal=terminal) for terminal in (True, False))
+        ends = (late.value, late.low, late.high) if late else (None, None, None)
+        rows.append(
+            {
+                "window": f"{low:g}–{high:g}",
+                **dict(zip(("terminal_delta", "low", "high"), ends, strict=True)),
+                "elsewhere_delta": early and early.value,
+            }
+        )
+    fields = [
+        ("window", pa.string()),
+        *((name, pa.float64()) for name in ("terminal_delta", "low", "high", "elsewhere_delta")),
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
 def _table(rows: pa.Table, found: Curves, gradient: Mapping[str, Any] | None) -> pa.Table:
     """One row per layer; intervals are of resampled texts, 95 %. Missing values are null."""
     columns: dict[str, Any] = {"layer": pa.array(found.layers, pa.int32())}
     columns["terminal"] = np.asarray(found.layers) >= terminal_start(found.blocks)
-    for name, column in (("alpha", 0), ("transport", found.transport_column)):
-        for side, label in enumerate(SIDES):
-            columns |= _with_interval(f"{name}_{label}", found.point[side, :, column], found.boot[:, side, :, column])
-        delta = found.boot[:, 1, :, column] - found.boot[:, 0, :, column]
-        columns |= _with_interval(f"{name}_delta", found.point[1, :, column] - found.point[0, :, column], delta)
+    columns |= found.columns("alpha", ALPHA) | found.columns("transport", TRANSPORT)
     layer, once = rows["layer"].to_numpy(), rows["text"].to_numpy() == rows["batch"].to_numpy()
     for name in ("r2_base", "r2_tuned", "rank_base", "rank_tuned"):
-        columns[name] = _nullable([rows[name].to_numpy()[layer == one].astype(float).mean() for one in found.layers])
+        columns[name] = nullable([rows[name].to_numpy()[layer == one].astype(float).mean() for one in found.layers])
     tokens = rows["tokens"].to_numpy()
     columns["n"] = np.asarray([tokens[(layer == one) & once].sum() for one in found.layers])
     rank = np.maximum(rows["rank_base"].to_numpy(), rows["rank_tuned"].to_numpy())
@@ -547,18 +466,10 @@ def _table(rows: pa.Table, found: Curves, gradient: Mapping[str, Any] | None) ->
     columns["too_few_tokens"] = np.asarray([few[layer == one].any() for one in found.layers])
     if gradient is not None:
         for side in SIDES:
-            columns[f"gradient_share_{side}"] = _nullable([np.nan if one == 0 else gradient[side][one - 1] for one in found.layers])
+            columns[f"gradient_share_{side}"] = nullable(
+                [np.nan if one == 0 else gradient[side][one - 1] for one in found.layers]
+            )
     return pa.table(columns)
-
-
-def _with_interval(name: str, point_L: Array, boot_SL: Array) -> dict[str, pa.Array]:
-    low_L, high_L = np.quantile(boot_SL, [0.025, 0.975], axis=0)
-    ends = {"": point_L, "_low": np.minimum(low_L, point_L), "_high": np.maximum(high_L, point_L)}
-    return {f"{name}{end}": _nullable(values) for end, values in ends.items()}
-
-
-def _nullable(values: Sequence[float] | Array) -> pa.Array:
-    return pa.array(np.asarray(values, dtype=np.float64), from_pandas=True)
 
 
 def _panels(table: pa.Table, windows: pa.Table, gradient: Mapping[str, Any] | None) -> list[Panel]:
@@ -592,7 +503,9 @@ def _panels(table: pa.Table, windows: pa.Table, gradient: Mapping[str, Any] | No
             for row in blocks for side in SIDES if row[f"gradient_share_{side}"] is not None
         ]  # fmt: skip
         if shares:
-            caption = f"Share of the squared gradient of the preference loss over {gradient['pairs']:,} pairs, by block."
+            caption = (
+                f"Share of the squared gradient of the preference loss over {gradient['pairs']:,} pairs, by block."
+            )
             panels.append(
                 Panel("Where the preference gradient falls", caption, "bar", pa.Table.from_pylist(shares), x="block", y="share", series="at",
                       x_title="block", y_title="share of the gradient")
@@ -602,28 +515,58 @@ def _panels(table: pa.Table, windows: pa.Table, gradient: Mapping[str, Any] | No
 
 def _long(table: pa.Table, name: str, endings: Sequence[str]) -> pa.Table:
     rows = [
-        {"layer": row["layer"], name: row[f"{name}_{end}"], "low": row[f"{name}_{end}_low"], "high": row[f"{name}_{end}_high"], "checkpoint": end}
+        {
+            "layer": row["layer"],
+            name: row[f"{name}_{end}"],
+            "low": row[f"{name}_{end}_low"],
+            "high": row[f"{name}_{end}_high"],
+            "checkpoint": end,
+        }
         for end in endings
         for row in table.to_pylist()
         if row[f"{name}_{end}"] is not None
     ]
-    fields = [("layer", pa.int32()), *((column, pa.float64()) for column in (name, "low", "high")), ("checkpoint", pa.string())]
+    fields = [
+        ("layer", pa.int32()),
+        *((column, pa.float64()) for column in (name, "low", "high")),
+        ("checkpoint", pa.string()),
+    ]
     return pa.Table.from_pylist(rows, schema=pa.schema(fields))
 
 
-def _verdict(found: Curves, figures: Mapping[str, Figure], windows: pa.Table, gradient: Mapping[str, Any] | None) -> list[str]:
-    changes = found.point[1] - found.point[0]
-    if not np.nan_to_num(changes).any():
-        return [f"The two checkpoints agree exactly in contraction and transport at every layer, over {found.texts:,} texts: nothing changed."]
+def _verdict(
+    found: Curves, figures: Mapping[str, Figure], windows: pa.Table, gradient: Mapping[str, Any] | None
+) -> list[str]:
+    if not np.nan_to_num(found.mean_BLC[DELTA]).any():
+        return [
+            f"The two checkpoints agree exactly in contraction and transport at every layer, over {found.texts:,} texts: nothing changed."
+        ]
     blocks = _ranges([layer for layer in range(terminal_start(found.blocks), found.blocks + 1)])
     block = f"block{'' if blocks.isdigit() else 's'} {blocks}"
     sentences = []
     if alpha := figures.get("alpha_terminal_delta"):
-        meaning = "" if not _certain(alpha) else "; fewer directions carry the states" if float(alpha.value) > 0 else "; more directions carry the states"
-        sentences.append(f"In {block}, contraction {_moved(alpha)} over {found.texts:,} texts{meaning}{_elsewhere(figures, 'alpha')}.")
+        meaning = (
+            ""
+            if not _certain(alpha)
+            else "; fewer directions carry the states"
+            if float(alpha.value) > 0
+            else "; more directions carry the states"
+        )
+        sentences.append(
+            f"In {block}, contraction {_moved(alpha)} over {found.texts:,} texts{meaning}{_elsewhere(figures, 'alpha')}."
+        )
         sentences.append(_localised(block, alpha, figures, windows))
+        floor = figures.get("alpha_noise_floor")
+        if floor is not None and abs(float(alpha.value)) < float(floor.value):
+            sentences.append(
+                f"That is less than two random halves of the texts differ by on the base alone ({floor.value:.2g})."
+            )
     if carried := figures.get("transport_terminal_delta"):
-        remark = " (after preference tuning the source reports a fall)" if _certain(carried) and float(carried.value) > 0 else ""
+        remark = (
+            " (after preference tuning the source reports a fall)"
+            if _certain(carried) and float(carried.value) > 0
+            else ""
+        )
         sentences.append(f"Transport through {block} {_moved(carried)} rad{remark}{_elsewhere(figures, 'transport')}.")
     if gradient is not None and "gradient_terminal_share" in figures:
         most = int(np.argmax(gradient["tuned"])) + 1
@@ -664,7 +607,11 @@ def _localised(block: str, alpha: Figure, figures: Mapping[str, Figure], windows
         for row in windows.to_pylist()
         if row["terminal_delta"] is not None and np.sign(row["terminal_delta"]) != np.sign(alpha.value)
     ]
-    return f"{sentence}; window-stable: {'yes' if stable.value else 'no'}" + (f" ({', '.join(against)})" if against else "") + "."
+    return (
+        f"{sentence}; window-stable: {'yes' if stable.value else 'no'}"
+        + (f" ({', '.join(against)})" if against else "")
+        + "."
+    )
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -680,25 +627,17 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 # --- watching a run: one row per checkpoint ---------------------------------------------------------------------------
 
-WATCHED = ("alpha_terminal_delta", "alpha_elsewhere_delta", "transport_terminal_delta", "transport_elsewhere_delta", "align_delta")
-SETTLED_S = 2.0  # a checkpoint is taken for written when none of its files changed for so long
-
-
-def run_checkpoints(run: str | Checkpoint) -> list[Path]:
-    """The checkpoint-<step> folders of a training run, in order of steps.
-
-    Raises ValueError where the run is no folder or holds none.
-    """
-    if not isinstance(run, str) or not Path(run).is_dir():
-        raise ValueError(f"{run if isinstance(run, str) else run.name!r} is not a folder: with --watch, TUNED is the folder of a training run")
-    steps = {int(found[1]): path for path in Path(run).iterdir() if path.is_dir() and (found := re.fullmatch(r"checkpoint-(\d+)", path.name))}
-    if not steps:
-        raise ValueError(f"{run} holds no checkpoint-<step> folder: with --watch, TUNED is the folder of a training run")
-    return [steps[step] for step in sorted(steps)]
+WATCHED = (
+    "alpha_terminal_delta",
+    "alpha_elsewhere_delta",
+    "transport_terminal_delta",
+    "transport_elsewhere_delta",
+    "align_delta",
+)
 
 
 def followed(
-    run: str | Checkpoint,
+    run: str,
     watching: Watching,
     loading: Loading,
     rows_of: Callable[[Checkpoint], pa.Table],
@@ -711,44 +650,48 @@ def followed(
     Raises ValueError for a sharded watch, and where no checkpoint is completely written.
     """
     if parts.shard != (0, 1):
-        raise ValueError(f"shard {parts.shard[0]}/{parts.shard[1]}: a watch goes through a run in order and cannot be sharded")
+        raise ValueError(
+            f"shard {parts.shard[0]}/{parts.shard[1]}: a watch goes through a run in order and cannot be sharded"
+        )
 
-    def row(folder: Path) -> dict[str, pa.Table]:
-        tuned = checkpoints.load(str(folder), dtype=loading.dtype, device=loading.device)
+    def row(item: tuple[int, Path]) -> dict[str, pa.Table]:
+        tuned = checkpoints.load(str(item[1]), dtype=loading.dtype, device=loading.device)
         figures = summarise(rows_of(tuned), depth=depth).figures
-        record: dict[str, Any] = {"step": int(folder.name.removeprefix("checkpoint-")), "checkpoint": folder.name}
+        record: dict[str, Any] = {"step": item[0], "checkpoint": item[1].name}
         for name in WATCHED:
             figure = figures.get(name)
-            record |= {name: figure and figure.value, f"{name}_low": figure and figure.low, f"{name}_high": figure and figure.high}
-        record |= {"window_stable": figures["window_stable"].value if "window_stable" in figures else None, "texts": figures["alpha_terminal_delta"].n}
+            record |= {
+                name: figure and figure.value,
+                f"{name}_low": figure and figure.low,
+                f"{name}_high": figure and figure.high,
+            }
+        stable = figures.get("window_stable")
+        record |= {
+            "window_stable": stable and stable.value,
+            "texts": figures["spinal_score"].n if "spinal_score" in figures else None,
+        }
         return {"run": pa.Table.from_pylist([record], schema=_run_schema())}
 
-    tables: dict[str, pa.Table] = {}
-    quiet_since = time.monotonic()
-    while True:
-        for folder in run_checkpoints(run):
-            if folder.name not in tables and _settled(folder):
-                tables[folder.name] = parts.map(folder.name, [folder], row)["run"]
-                quiet_since = time.monotonic()
-        left = watching.patience_s - (time.monotonic() - quiet_since)
-        if left <= 0:
-            break
-        time.sleep(min(left, watching.poll_s))
+    items = runs.follow(run, patience_s=watching.patience_s, poll_s=watching.poll_s)
+    tables = [parts.map(f"checkpoint-{item[0]}", [item], row)["run"] for item in items]
     if not tables:
-        raise ValueError(f"no checkpoint in {run} is completely written yet: try again, or add --patience-s to wait for it")
-    return pa.concat_tables(tables.values()).sort_by("step")
-
-
-def _settled(folder: Path) -> bool:
-    """Whether a checkpoint has its configuration and none of its files changed in the last two seconds."""
-    files = [path for path in folder.iterdir() if path.is_file()]
-    configured = any(path.name in ("config.json", "adapter_config.json") for path in files)
-    return configured and max(path.stat().st_mtime for path in files) < time.time() - SETTLED_S
+        raise ValueError(
+            f"no checkpoint in {run} is completely written yet: try again, or add --patience-s to wait for it"
+        )
+    return pa.concat_tables(tables).sort_by("step")
 
 
 def _run_schema() -> pa.Schema:
     numbers = [(f"{name}{end}", pa.float64()) for name in WATCHED for end in ("", "_low", "_high")]
-    return pa.schema([("step", pa.int64()), ("checkpoint", pa.string()), *numbers, ("window_stable", pa.bool_()), ("texts", pa.int64())])
+    return pa.schema(
+        [
+            ("step", pa.int64()),
+            ("checkpoint", pa.string()),
+            *numbers,
+            ("window_stable", pa.bool_()),
+            ("texts", pa.int64()),
+        ]
+    )
 
 
 def summarise_run(rows: pa.Table, *, notes: Sequence[str] = (), provenance: Mapping[str, Any] | None = None) -> Result:
@@ -780,9 +723,17 @@ def _run_verdict(rows: pa.Table, deltas: Sequence[float]) -> list[str]:
     steps = rows["step"].to_pylist()
     if not deltas:
         return [f"None of {len(steps)} checkpoints has a terminal contraction to compare."]
-    span = f"{len(steps)} checkpoints (steps {steps[0]:,} to {steps[-1]:,})" if len(steps) > 1 else f"One checkpoint (step {steps[0]:,})"
+    span = (
+        f"{len(steps)} checkpoints (steps {steps[0]:,} to {steps[-1]:,})"
+        if len(steps) > 1
+        else f"One checkpoint (step {steps[0]:,})"
+    )
     rising = sum(later > earlier for earlier, later in zip(deltas, deltas[1:], strict=False))
     return [
         f"{span}: terminal contraction stands {deltas[-1]:+.3g} from the base"
-        + (f", after {deltas[0]:+.3g} at the first; it rose at {rising} of {len(deltas) - 1} steps." if len(deltas) > 1 else ".")
+        + (
+            f", after {deltas[0]:+.3g} at the first; it rose at {rising} of {len(deltas) - 1} steps."
+            if len(deltas) > 1
+            else "."
+        )
     ]

@@ -11,14 +11,11 @@ from dataclasses import asdict, replace
 
 from shiftscope.compare.keys import Clustering
 from shiftscope.compare.keys import described as key_clusters
-from shiftscope.compare.keys import measure as key_gains
 from shiftscope.compare.keys import summarise as summarise_keys
 from shiftscope.compare.layers import measure as layer_rows
 from shiftscope.compare.layers import summarise as summarise_layers
-from shiftscope.compare.tokens import described as described_tokens
-from shiftscope.compare.tokens import measure as token_rows
 from shiftscope.compare.tokens import summarise as summarise_tokens
-from shiftscope.core import answers, paired
+from shiftscope.core import answers, gains, paired, positions
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
@@ -64,14 +61,16 @@ def models(
         sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
     same_depth = len(first.head.blocks) == len(second.head.blocks)
-    measures = {"tokens": token_rows(), "keys": key_gains()} | ({"layers": layer_rows()} if same_depth else {})
+    measures = {"tokens": positions.measure(), "keys": gains.measure()} | (
+        {"layers": layer_rows()} if same_depth else {}
+    )
     scorer = paired.Scorer(first, second, compiled=loading.compile)
-    floor = paired.noise_floor(scorer, found.paired[:8])
     rows = paired.run(
         scorer, found.paired, measures, states=same_depth, batch_size=loading.batch_size, parts=parts,
         advance=None if advance is None else lambda done, total: advance("comparing", done, total),
     )  # fmt: skip
-    table = described_tokens(rows["tokens"], found.texts, first)
+    floor = paired.noise_floor(scorer, found.paired[:8])
+    table = positions.described(rows["tokens"], found.texts, first)
     tokens = summarise_tokens(table, noise_floor=floor, notes=found.notes, provenance=settings)
     others = [summarise_layers(rows["layers"])] if same_depth else []
     others.append(summarise_keys(key_clusters(first, second, Clustering()), rows["keys"]))

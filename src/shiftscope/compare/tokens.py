@@ -7,16 +7,17 @@ Source: arXiv 2603.22446 (divergence, section 3.1; sparsity, positions, mass re-
 (rank classes, two contexts of unequal length).
 Deviation: full-vocabulary JS, not top-p-truncated: on the pair sums-base, sums-rlvr truncation at 0.7 multiplies the share
 above 0.1 several times; `compat_top_p=` gives the truncated figures under their own names.
-Deviation: tokens are matched by id, not by decoded string, and ranks are counted over the whole vocabulary.
+Deviation: tokens are matched by id, not by decoded string, and ranks are counted over the whole vocabulary. The rows
+themselves are made in `core/positions.py`.
 """
 
-# N positions of a batch, R rows of a block, V vocabulary, K listed tokens
+# N positions
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,35 +26,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftscope.core import answers, corpus, divergence, paired, statistics
+from shiftscope.core import answers, divergence, paired, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
-from shiftscope.core.corpus import Template, Text
+from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
-from shiftscope.core.laws import LOWEST, Block, Workspace
 from shiftscope.core.parts import Parts
+from shiftscope.core.positions import CLASSES, Listing, described, measure
 from shiftscope.core.result import Figure, Panel, Result
 
-CLASSES = ("unshifted", "marginal", "shifted")
 LOW, HIGH = 0.01, 0.1  # JS in nats: "the same" and "shifted" in arXiv 2603.22446
-FLOW_BUCKETS = {"flow_1": (0, 1), "flow_2_3": (1, 3), "flow_4_10": (3, 10), "flow_11_100": (10, 100)}
-FLOW_LABELS = {"flow_1": "1", "flow_2_3": "2–3", "flow_4_10": "4–10", "flow_11_100": "11–100", "flow_over_100": "over 100"}
-FLOW_DEPTH = 100
+FLOW_LABELS = {
+    "flow_1": "1",
+    "flow_2_3": "2–3",
+    "flow_4_10": "4–10",
+    "flow_11_100": "11–100",
+    "flow_over_100": "over 100",
+}
 JS_BINS = (0.0, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, divergence.LN2)
-
-
-@dataclass(frozen=True)
-class Listing:
-    """What is kept of each position. top_k: tokens of both top lists. compat_top_p: also JS of laws truncated so."""
-
-    top_k: int = 10
-    compat_top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}: it must be at least 1")
-        if self.compat_top_p is not None and not 0 < self.compat_top_p <= 1:
-            raise ValueError(f"compat_top_p is {self.compat_top_p}: it must lie in (0, 1]")
 
 
 def tokens(
@@ -64,9 +54,9 @@ def tokens(
     limit: int | None = None,
     template: Template = "plain",
     base_template: Template | None = None,
-    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
-    loading: Loading = Loading(),  # noqa: B008 - frozen
-    listing: Listing = Listing(),  # noqa: B008 - frozen
+    sampling: Sampling = Sampling(),
+    loading: Loading = Loading(),
+    listing: Listing = Listing(),
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
 ) -> Result:
@@ -94,113 +84,13 @@ def tokens(
         sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
     scorer = paired.Scorer(first, second, compiled=loading.compile)
-    floor = paired.noise_floor(scorer, found.paired[:8])
     rows = paired.run(
         scorer, found.paired, {"tokens": measure(listing)}, batch_size=loading.batch_size, parts=parts,
         advance=None if advance is None else lambda done, total: advance("comparing", done, total),
     )  # fmt: skip
+    floor = paired.noise_floor(scorer, found.paired[:8])
     table = described(rows["tokens"], found.texts, first)
     return summarise(table, noise_floor=floor, notes=found.notes, provenance=settings)
-
-
-def measure(listing: Listing = Listing()) -> paired.Measure:  # noqa: B008 - frozen
-    """The rows of one batch: the columns of the table of `compare tokens` but for the token's text."""
-
-    def start(batch: paired.PairedBatch) -> tuple[paired.OnBlock, Callable[[], pa.Table]]:
-        blocks: list[dict[str, Tensor]] = []
-
-        def on_block(rows: slice, block: Block, workspace: Workspace) -> None:
-            emitted_R = batch.token_N[rows].to(block.p_RV.device)
-            blocks.append({name: value.cpu() for name, value in position_statistics(block, workspace, emitted_R, listing).items()})
-
-        def finish() -> pa.Table:
-            columns = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
-            where = {"text": batch.text_N.int(), "position": batch.position_N.int(), "token_id": batch.token_N.int()}
-            return pa.table({name: _column(value) for name, value in {**where, **columns}.items()})
-
-        return on_block, finish
-
-    return start
-
-
-def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, listing: Listing) -> dict[str, Tensor]:
-    """Every number of a position except where it stands: divergences, ranks, both top lists, mass flow; p base, q tuned."""
-    values = workspace.divergences(block)
-    logp, logq, K = block.logp_RV, block.logq_RV, min(listing.top_k, block.p_RV.shape[-1])
-    deep_values, deep_ids = divergence.top_k(logp, min(max(FLOW_DEPTH, K), logp.shape[-1]))
-    tuned_values, tuned_ids = divergence.top_k(logq, K)
-    top1_tuned = tuned_ids[:, 0]
-    found = {
-        "js_nats": values["js_nats"],
-        "kl_base_tuned_nats": values["kl_pq_nats"],
-        "kl_tuned_base_nats": values["kl_qp_nats"],
-        "tv": values["tv"],
-        "entropy_base_nats": values["entropy_p_nats"],
-        "entropy_tuned_nats": values["entropy_q_nats"],
-        "logp_base_nats": _at(logp, emitted_R),
-        "logp_tuned_nats": _at(logq, emitted_R),
-        "rank_base": listed_rank(logp, deep_values, emitted_R),
-        "rank_tuned": listed_rank(logq, tuned_values, emitted_R),
-        "top1_base": deep_ids[:, 0].int(),
-        "top1_tuned": top1_tuned.int(),
-        "rank_base_of_tuned_top1": listed_rank(logp, deep_values, top1_tuned),
-        "p_base_of_tuned_top1": _at(logp, top1_tuned).exp(),
-        "top_base_ids": deep_ids[:, :K].int(),
-        "top_base_logp": _possible(deep_values[:, :K]),
-        "top_base_logp_tuned": _possible(logq.gather(-1, deep_ids[:, :K])),
-        "top_tuned_ids": tuned_ids.int(),
-        "top_tuned_logp": _possible(tuned_values),
-        "top_tuned_logp_base": _possible(logp.gather(-1, tuned_ids)),
-    }
-    gain = logq.gather(-1, deep_ids).exp() - deep_values.exp()
-    for name, (start, stop) in FLOW_BUCKETS.items():
-        found[name] = gain[:, start:stop].sum(-1)
-    found["flow_over_100"] = -gain.sum(-1)
-    if listing.compat_top_p is not None:
-        laws = (divergence.truncate_top_p(law.where(law > LOWEST, -torch.inf), listing.compat_top_p) for law in (logp, logq))
-        found["js_top_p_nats"] = divergence.js_nats(*laws)
-    return found
-
-
-def listed_rank(logp_RV: Tensor, top_values_RK: Tensor, ids_R: Tensor) -> Tensor:
-    """`divergence.rank`, read off the top list where the token's value lies in it; int32. Only other rows are counted."""
-    value_R1 = logp_RV.gather(-1, ids_R[:, None])
-    rank_R = (top_values_RK > value_R1).sum(-1)
-    deeper = rank_R == top_values_RK.shape[-1]
-    if deeper.any():
-        rank_R[deeper] = divergence.rank(logp_RV[deeper], ids_R[deeper])
-    return rank_R.int()
-
-
-def _at(logp_RV: Tensor, ids_R: Tensor) -> Tensor:
-    return _possible(logp_RV.gather(-1, ids_R[:, None])[:, 0])
-
-
-def _possible(logp: Tensor) -> Tensor:
-    """Put -inf back where a block stands in a finite floor for it."""
-    return torch.where(logp <= LOWEST, -torch.inf, logp)
-
-
-def _column(value: Tensor) -> pa.Array:
-    if value.ndim == 1:
-        return pa.array(value.numpy())
-    return pa.FixedSizeListArray.from_arrays(pa.array(value.reshape(-1).numpy()), value.shape[1])
-
-
-def described(rows: pa.Table, texts: Sequence[Text], checkpoint: Checkpoint) -> pa.Table:
-    """The rows in order, with rank class and token text, and with prompts and the text of every id in the metadata."""
-    rows = rows.sort_by([("text", "ascending"), ("position", "ascending")])
-    ids = {int(i) for name in ("token_id", "top1_base", "top1_tuned") for i in rows[name].unique().to_pylist()}
-    for name in ("top_base_ids", "top_tuned_ids"):
-        ids |= set(np.unique(rows[name].combine_chunks().flatten().to_numpy()).tolist())
-    piece_of = corpus.pieces(checkpoint.tokenizer, ids)
-    named = pa.array([piece_of[token] for token in rows["token_id"].to_pylist()], pa.string())
-    rank = rows["rank_base_of_tuned_top1"].to_numpy()
-    classes = pa.array(np.asarray(CLASSES)[np.where(rank == 0, 0, np.where(rank < 3, 1, 2))])
-    rows = rows.add_column(3, "token", named).append_column("class", classes)
-    about = [{"text": t.text, "id": t.id, "prompt": t.prompt, "answer": t.answer, "reference": t.reference} for t in texts]
-    metadata = {"tokens": json.dumps({str(token): text for token, text in piece_of.items()}), "texts": json.dumps(about)}
-    return rows.replace_schema_metadata(metadata)
 
 
 def summarise(
@@ -214,7 +104,11 @@ def summarise(
 
     noise_floor: the JS (nats) of a model against itself in two batch layouts, if it was measured.
     """
-    column = {name: table[name].to_numpy() for name in table.column_names if table[name].type != pa.string() and not _is_list(table, name)}
+    column = {
+        name: table[name].to_numpy()
+        for name in table.column_names
+        if table[name].type != pa.string() and not _is_list(table, name)
+    }
     figures, caveats = _figures(column, list(notes))
     if noise_floor is not None:
         figures["noise_floor_js_nats"] = Figure(noise_floor, "nats", len(table))
@@ -226,7 +120,13 @@ def summarise(
         *_type_panels(table, column),
     ]
     return Result(
-        "compare tokens", table, figures, provenance or {}, _verdict(table, column, figures, noise_floor), caveats, panels
+        "compare tokens",
+        table,
+        figures,
+        provenance or {},
+        _verdict(table, column, figures, noise_floor),
+        caveats,
+        panels,
     )
 
 
@@ -243,7 +143,9 @@ def _figures(column: Mapping[str, NDArray[Any]], notes: list[str]) -> tuple[dict
     for name in ("kl_base_tuned_nats", "kl_tuned_base_nats"):
         infinite = int(np.isinf(column[name]).sum())
         if infinite:
-            notes.append(f"{name} is infinite at {infinite} of {len(js)} positions (one model excludes a token): its mean is left out")
+            notes.append(
+                f"{name} is infinite at {infinite} of {len(js)} positions (one model excludes a token): its mean is left out"
+            )
         else:
             figures[name] = statistics.mean_figure(column[name], texts, unit="nats")
         figures |= statistics.quantile_figures(name, column[name], unit="nats")
@@ -262,9 +164,13 @@ def _figures(column: Mapping[str, NDArray[Any]], notes: list[str]) -> tuple[dict
     high = js > HIGH
     if high.any():
         below = column["p_base_of_tuned_top1"][high] < 0.01
-        figures["tuned_top1_base_p_below_0.01_share_where_js_above_0.1"] = statistics.mean_figure(below, texts[high], unit="share")
+        figures["tuned_top1_base_p_below_0.01_share_where_js_above_0.1"] = statistics.mean_figure(
+            below, texts[high], unit="share"
+        )
         inside = rank[high] < 3
-        figures["tuned_top1_in_base_top3_share_where_js_above_0.1"] = statistics.mean_figure(inside, texts[high], unit="share")
+        figures["tuned_top1_in_base_top3_share_where_js_above_0.1"] = statistics.mean_figure(
+            inside, texts[high], unit="share"
+        )
     else:
         notes.append("no position has JS above 0.1: figures about such positions are left out")
     if "js_top_p_nats" in column:
@@ -283,7 +189,9 @@ def _distribution_panels(column: Mapping[str, NDArray[Any]]) -> list[Panel]:
     cdf = pa.table(
         {
             "js_nats": np.tile(grid, len(names)),
-            "share": np.concatenate([np.searchsorted(np.sort(column[n]), grid, side="right") / len(column[n]) for n in names]),
+            "share": np.concatenate(
+                [np.searchsorted(np.sort(column[n]), grid, side="right") / len(column[n]) for n in names]
+            ),
             "measure": np.repeat(list(names.values()), len(grid)),
         }
     )
@@ -295,7 +203,16 @@ def _distribution_panels(column: Mapping[str, NDArray[Any]]) -> list[Panel]:
             values = column[f"entropy_{series}_nats"][which == number]
             if values.size:
                 figure = statistics.mean_figure(values, column["text"][which == number], unit="nats")
-                rows.append({"bin": label, "model": series, "entropy": figure.value, "low": figure.low, "high": figure.high, "positions": values.size})
+                rows.append(
+                    {
+                        "bin": label,
+                        "model": series,
+                        "entropy": figure.value,
+                        "low": figure.low,
+                        "high": figure.high,
+                        "positions": values.size,
+                    }
+                )
     return [
         Panel(
             "How the shift is distributed", "Share of positions whose JS is at most x: the steeper on the left, the sparser the change.",
@@ -333,7 +250,15 @@ def _curve(places: NDArray[Any], values: NDArray[Any], texts: NDArray[Any], labe
     for place in np.unique(places):
         here = places == place
         figure = statistics.mean_figure(values[here], texts[here], unit="nats", samples=400)
-        rows.append({"place": label(place), "js_nats": figure.value, "low": figure.low, "high": figure.high, "positions": figure.n})
+        rows.append(
+            {
+                "place": label(place),
+                "js_nats": figure.value,
+                "low": figure.low,
+                "high": figure.high,
+                "positions": figure.n,
+            }
+        )
     return pa.Table.from_pylist(rows)
 
 
@@ -348,7 +273,14 @@ def _reallocation_panels(table: pa.Table, column: Mapping[str, NDArray[Any]]) ->
         for k in range(overlap.shape[1])
     ]
     rank = column["rank_base_of_tuned_top1"]
-    buckets = {"1": rank == 0, "2": rank == 1, "3": rank == 2, "4–10": (rank > 2) & (rank < 10), "11–100": (rank > 9) & (rank < 100), "over 100": rank > 99}
+    buckets = {
+        "1": rank == 0,
+        "2": rank == 1,
+        "3": rank == 2,
+        "4–10": (rank > 2) & (rank < 10),
+        "11–100": (rank > 9) & (rank < 100),
+        "over 100": rank > 99,
+    }
     by_rank = [
         {"rank": label, "share": float(inside[rows].mean()), "positions": name}
         for name, rows in groups.items()
@@ -358,7 +290,9 @@ def _reallocation_panels(table: pa.Table, column: Mapping[str, NDArray[Any]]) ->
     for name, rows in groups.items():
         for flow, label in FLOW_LABELS.items():
             figure = statistics.mean_figure(column[flow][rows], column["text"][rows], unit="share", samples=400)
-            flows.append({"base rank": label, "mass": figure.value, "low": figure.low, "high": figure.high, "positions": name})
+            flows.append(
+                {"base rank": label, "mass": figure.value, "low": figure.low, "high": figure.high, "positions": name}
+            )
     chosen = high if high.any() else np.ones_like(high)
     edges = np.linspace(0, 1, 21)
     histogram = np.histogram(column["p_base_of_tuned_top1"][chosen], edges)[0] / chosen.sum()
@@ -395,8 +329,18 @@ def _type_panels(table: pa.Table, column: Mapping[str, NDArray[Any]], most: int 
     kept = [row for row in types if row["count"] >= max(3, 0.0005 * len(table))] or types
     ordered = sorted(kept, key=lambda row: -row["mean JS (nats)"])
     return [
-        Panel("Most shifted token types", "Token types by mean JS; rare ones are left out.", "table", pa.Table.from_pylist(ordered[:most])),
-        Panel("Least shifted token types", "The other end of the same list.", "table", pa.Table.from_pylist(ordered[::-1][:most])),
+        Panel(
+            "Most shifted token types",
+            "Token types by mean JS; rare ones are left out.",
+            "table",
+            pa.Table.from_pylist(ordered[:most]),
+        ),
+        Panel(
+            "Least shifted token types",
+            "The other end of the same list.",
+            "table",
+            pa.Table.from_pylist(ordered[::-1][:most]),
+        ),
     ]
 
 
@@ -409,7 +353,13 @@ def token_types(table: pa.Table, column: Mapping[str, NDArray[Any]]) -> list[dic
     above = np.bincount(inverse, weights=column["js_nats"] > HIGH) / counts
     shifted = np.bincount(inverse, weights=column["rank_base_of_tuned_top1"] > 2) / counts
     return [
-        {"token": names[str(token)], "count": int(counts[i]), "mean JS (nats)": float(js[i]), "share JS > 0.1": float(above[i]), "shifted share": float(shifted[i])}
+        {
+            "token": names[str(token)],
+            "count": int(counts[i]),
+            "mean JS (nats)": float(js[i]),
+            "share JS > 0.1": float(above[i]),
+            "shifted share": float(shifted[i]),
+        }
         for i, token in enumerate(ids.tolist())
     ]
 
@@ -420,17 +370,28 @@ def _verdict(
     n, texts = len(table), figures["texts"].value
     js, above, below = figures["js_mean_nats"], figures["js_share_above_0.1"], figures["js_share_below_0.01"]
     if column["js_nats"].max() == 0:
-        return [f"The two checkpoints give exactly the same law at all {n:,} positions of {texts:,} texts: nothing changed."]
+        return [
+            f"The two checkpoints give exactly the same law at all {n:,} positions of {texts:,} texts: nothing changed."
+        ]
     sentences = [
         f"{_percent(above)} of {n:,} positions moved by more than {HIGH:g} nats (JS) and {_percent(below)} by less than {LOW:g}; "
         f"the mean is {js.value:.3g} nats (95 % interval {js.low:.3g} to {js.high:.3g} over {texts:,} texts)."
     ]
-    ordered = sorted((row for row in token_types(table, column) if row["count"] >= max(3, 0.002 * n)), key=lambda r: -r["mean JS (nats)"])
+    ordered = sorted(
+        (row for row in token_types(table, column) if row["count"] >= max(3, 0.002 * n)),
+        key=lambda r: -r["mean JS (nats)"],
+    )
     third = [float(column["js_nats"][_third(column) == k].mean()) for k in range(3) if (_third(column) == k).any()]
     place = ("beginning", "middle", "end")[int(np.argmax(third))]
     names = ", ".join(f"“{row['token'].strip() or repr(row['token'])[1:-1]}”" for row in ordered[:4])
-    sentences.append(f"The shift is largest in the {place} of the answers" + (f"; the most shifted token types are {names}." if names else "."))
-    where, inside = f"Where it moved by more than {HIGH:g} nats", figures.get("tuned_top1_in_base_top3_share_where_js_above_0.1")
+    sentences.append(
+        f"The shift is largest in the {place} of the answers"
+        + (f"; the most shifted token types are {names}." if names else ".")
+    )
+    where, inside = (
+        f"Where it moved by more than {HIGH:g} nats",
+        figures.get("tuned_top1_in_base_top3_share_where_js_above_0.1"),
+    )
     if inside is None:
         where, inside = "Over all positions", figures["tuned_top1_in_base_top3_share"]
     meaning = (
@@ -438,9 +399,13 @@ def _verdict(
         if float(inside.value) > 0.8
         else "in good part words that the base would not have chosen"
     )
-    sentences.append(f"{where}, the tuned model's favourite was among the base's top three at {_percent(inside)}: {meaning}.")
+    sentences.append(
+        f"{where}, the tuned model's favourite was among the base's top three at {_percent(inside)}: {meaning}."
+    )
     if noise_floor is not None and float(figures["js_nats_p50"].value) < 3 * noise_floor:
-        sentences.append(f"The median shift is within the rounding of one model in two batch layouts ({noise_floor:.2g} nats).")
+        sentences.append(
+            f"The median shift is within the rounding of one model in two batch layouts ({noise_floor:.2g} nats)."
+        )
     return sentences
 
 

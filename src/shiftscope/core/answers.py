@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from shiftscope.core import corpus, decode
+from shiftscope.core import corpus, decode, paired
 from shiftscope.core.checkpoints import Checkpoint, DTypeName, check_same_vocabulary, opened
 from shiftscope.core.corpus import Template, Text
 from shiftscope.core.decode import Sampling
@@ -91,17 +91,24 @@ def prepare(
     """
     sampling = sampling or Sampling()
     tuned_contexts = [corpus.context_ids(tuned, text, template) for text in texts]
-    base_contexts = [corpus.context_ids(base, text, base_template) for text in texts] if base_template else tuned_contexts
-    open_texts = [index for index, text in enumerate(texts) if text.answer is None]
-    drawn = _sampled(tuned, open_texts, tuned_contexts, sampling, batch_size, parts, advance)
-    found, paired = [], []
+    base_contexts = (
+        [corpus.context_ids(base, text, base_template) for text in texts] if base_template else tuned_contexts
+    )
+    found, known = [], []
     for index, text in enumerate(texts):
-        given = None if text.answer is None else corpus.answer_ids(tuned.tokenizer, text.answer)
-        for number, ids in enumerate(drawn[index] if given is None else [given]):
-            answer = tuned.tokenizer.decode(ids) if given is None else text.answer
-            name = text.id if sampling.samples == 1 or given is not None else f"{text.id}.{number}"
-            found.append(Text(len(found), name, text.prompt, answer, text.reference, text.messages))
-            paired.append(PairedText(len(paired), base_contexts[index], tuned_contexts[index], tuple(ids)))
+        given = () if text.answer is None else corpus.answer_ids(tuned.tokenizer, text.answer)
+        for sample in range(1 if text.answer is not None else sampling.samples):
+            name = text.id if sampling.samples == 1 or text.answer is not None else f"{text.id}.{sample}"
+            found.append(replace(text, text=len(found), id=name))
+            contexts = base_contexts[index], tuned_contexts[index]
+            known.append(PairedText(len(known), *contexts, given, len(given) + max(map(len, contexts))))
+    open_texts = {text.text for text in found if text.answer is None}
+    if open_texts:
+        drawn = _sampled(tuned, known, open_texts, sampling, batch_size, parts, advance)
+        known = [replace(item, answer=drawn.get(item.text, item.answer)) for item in known]
+        found = [
+            replace(text, answer=tuned.tokenizer.decode(drawn[text.text])) if text.text in drawn else text for text in found
+        ]
     notes = []
     mismatches = corpus.boundary_mismatches(tuned, texts) if template == "plain" else 0
     if mismatches:
@@ -109,38 +116,30 @@ def prepare(
             f"{mismatches} of {len(texts)} given texts are cut differently when prompt and answer are tokenised together: "
             f"their first answer token is not what the model would see in running text"
         )
-    return Answers(found, paired, notes)
+    return Answers(found, known, notes)
 
 
 def _sampled(
     tuned: Checkpoint,
-    wanted: Sequence[int],
-    contexts: Sequence[Sequence[int]],
+    items: Sequence[PairedText],
+    wanted: Set[int],
     sampling: Sampling,
     batch_size: int,
     parts: Parts | None,
     advance: Advance | None,
-) -> dict[int, list[list[int]]]:
-    """Sampled answers of the wanted texts, by text; every shard draws only what it measures is not known yet, so all."""
-    jobs = [(index, sample) for index in wanted for sample in range(sampling.samples)]
-    jobs.sort(key=lambda job: (len(contexts[job[0]]), job))
-    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
+) -> dict[int, tuple[int, ...]]:
+    """Sampled answers by text number, drawn in the batches that are compared later, so that a shard draws its own only."""
 
-    def draw(batch: Sequence[tuple[int, int]]) -> dict[str, pa.Table]:
-        documents = [index * sampling.samples + sample for index, sample in batch]
-        ids = decode.sample(tuned, [contexts[index] for index, _ in batch], documents, sampling)
-        columns = {"text": [index for index, _ in batch], "sample": [s for _, s in batch], "ids": [list(a) for a in ids]}
-        schema = pa.schema([("text", pa.int32()), ("sample", pa.int32()), ("ids", pa.list_(pa.int32()))])
-        return {"answers": pa.table(columns, schema=schema)}
+    def draw(batch: Sequence[PairedText]) -> dict[str, pa.Table]:
+        asked = [item for item in batch if item.text in wanted]
+        ids = decode.sample(tuned, [item.tuned_context for item in asked], [item.text for item in asked], sampling)
+        schema = pa.schema([("text", pa.int32()), ("ids", pa.list_(pa.int32()))])
+        return {"answers": pa.table({"text": [item.text for item in asked], "ids": list(map(list, ids))}, schema=schema)}
 
-    if not batches:
-        return {}
-    store = Parts(parts.folder, resume=True) if parts else Parts()
-    rows = store.map("answers", batches, draw, advance=_named(advance, "sampling answers"))["answers"].to_pylist()
-    drawn: dict[int, list[list[int]]] = {index: [] for index in wanted}
-    for row in sorted(rows, key=lambda row: (row["text"], row["sample"])):
-        drawn[row["text"]].append(row["ids"])
-    return drawn
+    groups = paired.batches(items, batch_size)
+    tables = (parts or Parts()).map("answers", groups, draw, advance=_named(advance, "sampling answers"))
+    rows = tables["answers"].to_pylist() if tables else []
+    return {row["text"]: tuple(row["ids"]) for row in rows}
 
 
 def _named(advance: Advance | None, stage: str) -> Callable[[int, int], None] | None:

@@ -82,7 +82,9 @@ def parse(name: str) -> Source:
 
 def _folder(path: str) -> str:
     if not Path(path).is_dir():
-        raise ValueError(f"{path!r} is a file: a checkpoint is a folder in Hugging Face format (config.json, weights, tokenizer)")
+        raise ValueError(
+            f"{path!r} is a file: a checkpoint is a folder in Hugging Face format (config.json, weights, tokenizer)"
+        )
     if not (Path(path) / "config.json").exists() and not (Path(path) / "adapter_config.json").exists():
         raise ValueError(f"{path!r} holds no config.json: it is not a checkpoint in Hugging Face format")
     return path

@@ -66,8 +66,8 @@ def fit(
 ) -> Clusters:
     """K-means of unembedding rows.
 
-    weight_VD: the rows, any float type; never altered. named: ids that the tokenizer gives a token; other rows are padding.
-    n_clusters: None takes `default_count`. metric: `cosine` normalises the rows first.
+    weight_VD: the rows, any float type; never altered. named: ids that the tokenizer gives a token; other rows are
+    padding. n_clusters: None takes `default_count`. metric: `cosine` normalises the rows first.
     Raises ValueError for rows that are not finite and for more clusters than rows.
     """
     from sklearn.metrics import adjusted_rand_score
@@ -144,7 +144,7 @@ def dot_product_residual(logits_NV: Tensor, hidden_ND: Tensor, weight_VD: Tensor
 def _k_means(
     rows_MD: NDArray[np.float32], count: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
-    """Labels, centres and inertia. Restarts keep the best of several starts; mini-batches where one full pass is already long."""
+    """Labels, centres and inertia: the best of several starts, or mini-batches where one full pass is already long."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     if len(rows_MD) <= EXACT_ROWS:

@@ -1,7 +1,7 @@
 """Greedy completion of many forced first tokens after one prompt: the prompt is read once, its KV cache is shared.
 
-Source: arXiv 2410.02284 (probing a next-token law token by token). Deviation: the probes of one prompt run as one batch on
-an expanded cache, instead of one `generate` call each; a probe that ends leaves the batch.
+Source: arXiv 2410.02284 (probing a next-token law token by token). Deviation: the probes of one prompt run as one batch
+on an expanded cache, instead of one `generate` call each; a probe that ends leaves the batch.
 """
 
 # N probes, V vocabulary, D width
@@ -27,7 +27,7 @@ Ended = Literal["stop", "end", "length"]
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prompt that a model has read. hidden_D: final state that predicts what follows; logits_V: float32, on the CPU."""
+    """A prompt that was read. hidden_D: final state that predicts what follows; logits_V: float32, on the CPU."""
 
     ids: tuple[int, ...]
     hidden_D: Tensor
@@ -76,8 +76,8 @@ def complete(
 ) -> list[Completion]:
     """For every first token, the greedy continuation of prefix + that token; the prefix is not read again.
 
-    max_tokens: longest completion, the first token included. stop: ends a completion once its text holds it (white space
-    that opens it aside); None leaves the end to the model.
+    max_tokens: longest completion, the first token included. stop: ends a completion once its text holds it (white
+    space that opens it aside); None leaves the end to the model.
     """
     found: list[Completion] = []
     for start in range(0, len(firsts), batch_size):
@@ -145,7 +145,7 @@ def cannot_open(checkpoint: Checkpoint, stop: str | None = None) -> NDArray[np.b
 
 
 def ranked(logits_V: Tensor, closed_V: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Tokens by falling logit (ties by id) without those that cannot open an answer, and how many of these rank above each."""
+    """Tokens by falling logit (ties by id) that can open an answer, and how many that cannot rank above each."""
     order_V = np.argsort(-logits_V.double().numpy(), kind="stable").astype(np.int64)
     skipped_V = np.cumsum(closed_V[order_V], dtype=np.int64)
     open_V = ~closed_V[order_V]

@@ -45,7 +45,7 @@ def read(source: str | Path | Iterable[Mapping[str, Any]], limit: int | None = N
             break
         texts.append(_text(number, record, f"{name}, record {number + 1}"))
     if not texts:
-        raise ValueError(f"{name} has no records: give at least one line such as {{\"prompt\": \"…\", \"answer\": \"…\"}}")
+        raise ValueError(f'{name} has no records: give at least one line such as {{"prompt": "…", "answer": "…"}}')
     return texts
 
 
@@ -75,7 +75,9 @@ def records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         try:
             yield json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{source}, line {number} is not JSON ({error.msg}): each line must be one JSON object") from error
+            raise ValueError(
+                f"{source}, line {number} is not JSON ({error.msg}): each line must be one JSON object"
+            ) from error
 
 
 def _parquet(path: Path) -> Iterator[Any]:

@@ -36,11 +36,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature {self.temperature} and top_p {self.top_p}: need temperature >= 0 and 0 < top_p <= 1")
+            raise ValueError(
+                f"temperature {self.temperature} and top_p {self.top_p}: need temperature >= 0 and 0 < top_p <= 1"
+            )
         if self.samples < 1 or self.max_new_tokens < 1:
-            raise ValueError(f"samples {self.samples} and max_new_tokens {self.max_new_tokens}: both must be at least 1")
+            raise ValueError(
+                f"samples {self.samples} and max_new_tokens {self.max_new_tokens}: both must be at least 1"
+            )
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError(f"samples is {self.samples} at temperature 0: greedy answers would all be equal; raise --temperature")
+            raise ValueError(
+                f"samples is {self.samples} at temperature 0: greedy answers would all be equal; raise --temperature"
+            )
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:

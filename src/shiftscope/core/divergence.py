@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 LN2 = math.log(2)
+RUN = 64  # entries of a run in top_k
 
 
 def _times_log(p: Tensor, log_ratio: Tensor) -> Tensor:
@@ -75,23 +76,26 @@ def entropy_nats(logp_BV: Tensor) -> Tensor:
 
 def rank(logp_BV: Tensor, ids_B: Tensor) -> Tensor:
     """How many tokens are strictly more probable than ids_B: 0 is the top, ties get the best rank. int64."""
-    return (logp_BV > logp_BV.gather(-1, ids_B[..., None])).sum(-1)
+    value_B1 = logp_BV.gather(-1, ids_B[..., None])
+    above = torch.gt(logp_BV, value_B1, out=torch.empty_like(logp_BV, dtype=torch.float32))  # five times as fast as bool
+    return above.sum(-1, dtype=torch.int64 if logp_BV.shape[-1] > 1 << 24 else None).long()
 
 
-def top_k(values_BV: Tensor, k: int, block: int = 64) -> tuple[Tensor, Tensor]:
+def top_k(values_BV: Tensor, k: int, maxima_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The k largest values and their indices, in descending order; the same set as torch.topk up to ties.
 
-    Two passes: the maxima of blocks of `block` entries choose the k blocks that can hold a top-k entry, then only those
-    are searched. At V = 152k this takes about a tenth of torch.topk's time on a CPU.
+    Two passes: the maxima of runs of RUN entries choose the k runs that can hold a top-k entry, then only those are
+    searched. At V = 152k this takes about a tenth of torch.topk's time on a CPU. maxima_BM: the maxima of the
+    V // RUN whole runs, where they are at hand.
     """
     vocabulary = values_BV.shape[-1]
-    whole = vocabulary // block * block
-    if k * block * 4 > vocabulary:
+    whole = vocabulary // RUN * RUN
+    if k * RUN * 4 > vocabulary:
         return values_BV.topk(k, dim=-1)
-    blocks = values_BV[..., :whole].unflatten(-1, (-1, block))
-    chosen = blocks.amax(-1).topk(k, dim=-1).indices
-    inside = torch.arange(block, device=values_BV.device)
-    ids = (chosen[..., None] * block + inside).flatten(-2)
+    runs = values_BV[..., :whole].unflatten(-1, (-1, RUN))
+    chosen = (runs.amax(-1) if maxima_BM is None else maxima_BM).topk(k, dim=-1, sorted=False).indices
+    inside = torch.arange(RUN, device=values_BV.device)
+    ids = (chosen[..., None] * RUN + inside).flatten(-2)
     tail = torch.arange(whole, vocabulary, device=values_BV.device).expand(*ids.shape[:-1], -1)
     ids = torch.cat([ids, tail], -1)
     best = values_BV.gather(-1, ids).topk(k, dim=-1)

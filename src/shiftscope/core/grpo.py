@@ -34,7 +34,7 @@ COLUMNS = ("reward_mean", "zero_variance_share", "kl_to_start_nats", *K3_QUANTIL
 
 @dataclass(frozen=True)
 class Settings:
-    """How to tune: `rollouts` times draw prompts × samples answers, then epochs × minibatches updates on them.
+    """How to tune: `rollouts` times draw samples answers to each of prompts_per_rollout prompts, then epochs × minibatches updates on them.
 
     clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high] (DAPO's 0.2 and 0.28).
     decay: the share of the updates, at the end, over which the learning rate falls to zero along a cosine; it is
@@ -44,7 +44,7 @@ class Settings:
     """
 
     rollouts: int = 70
-    prompts: int = 32
+    prompts_per_rollout: int = 32
     samples: int = 8
     epochs: int = 2
     minibatches: int = 2
@@ -61,14 +61,14 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rollouts", "prompts", "epochs", "minibatches", "max_new_tokens"):
+        for name in ("rollouts", "prompts_per_rollout", "epochs", "minibatches", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.samples < 2:
             raise ValueError(f"samples is {self.samples}: a group needs at least 2 answers to compare")
-        if (self.prompts * self.samples) % self.minibatches:
+        if (self.prompts_per_rollout * self.samples) % self.minibatches:
             raise ValueError(
-                f"{self.prompts} prompts × {self.samples} samples do not divide into {self.minibatches} minibatches"
+                f"{self.prompts_per_rollout} prompts × {self.samples} samples do not divide into {self.minibatches} minibatches"
             )
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
@@ -105,9 +105,9 @@ def tune(
     Returns one record an update: step, rollout and COLUMNS (the rollout's reward and share of groups left out; KL to
     the start where there is a leash). Runs under torchrun / accelerate as it is.
     """
-    if len(rows) < settings.prompts:
+    if len(rows) < settings.prompts_per_rollout:
         raise ValueError(
-            f"there are {len(rows)} prompts and a rollout takes {settings.prompts}: give more or lower `prompts`"
+            f"there are {len(rows)} prompts and a rollout takes {settings.prompts_per_rollout}: give more or lower `prompts_per_rollout`"
         )
     with _own_randomness(), warnings.catch_warnings():
         # trl 1.16 sets and reads the old name of transformers' activation checkpointing
@@ -148,7 +148,7 @@ def _trainer(
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             rollout = super()._generate_and_score_completions(inputs)
-            kept_B = informative(rollout["advantages"], self.num_generations)
+            kept_B = informative(rollout["advantages"], settings.samples)
             kept_tokens = self.accelerator.gather((rollout["completion_mask"] * kept_B[:, None]).sum()).sum()
             rollout["advantages"] = rollout["advantages"] * (rollout["num_items_in_batch"] / kept_tokens.clamp(min=1))
             rollout["kept"] = kept_B
@@ -167,7 +167,9 @@ def _trainer(
                 weigh_minibatch(self._minibatch, out[0].detach(), weigh, self._metrics["train"])
             return out
 
-    def reward(completions: list[Any], question: list[str], reference: list[str | None], **_: Any) -> list[float]:
+    def reward(
+        completions: list[Any], question: list[str], reference: list[str | None], **_: Any
+    ) -> list[float | None]:
         written = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
         return [verifier(q, answer, r) for q, answer, r in zip(question, written, reference, strict=True)]
 
@@ -221,14 +223,14 @@ def _config(folder: Path, settings: Settings) -> Any:
     from trl import GRPOConfig
 
     processes = PartialState().num_processes
-    answers = settings.prompts * settings.samples
+    answers = settings.prompts_per_rollout * settings.samples
     minibatch = answers // settings.minibatches
     updates = settings.rollouts * settings.epochs * settings.minibatches
     micro = settings.micro_batch or minibatch // processes
-    if settings.prompts % processes or minibatch % (micro * processes):
+    if settings.prompts_per_rollout % processes or minibatch % (micro * processes):
         raise ValueError(
-            f"{settings.prompts} prompts and minibatches of {minibatch} answers do not divide over {processes} "
-            f"processes with {micro} answers at once: change `prompts`, `minibatches` or `micro_batch`"
+            f"{settings.prompts_per_rollout} prompts and minibatches of {minibatch} answers do not divide over {processes} "
+            f"processes with {micro} answers at once: change `prompts_per_rollout`, `minibatches` or `micro_batch`"
         )
     return GRPOConfig(
         output_dir=str(folder),

@@ -56,7 +56,9 @@ class Head:
     def logits(self, hidden_ND: Tensor, out: Tensor | None = None) -> Tensor:
         """Logits [N, V] in the model's dtype of final hidden rows; `out` is a buffer to write them into."""
         weight, bias = self.weight, self.bias
-        logits = torch.mm(hidden_ND, weight.T, out=out) if bias is None else torch.addmm(bias, hidden_ND, weight.T, out=out)
+        logits = (
+            torch.mm(hidden_ND, weight.T, out=out) if bias is None else torch.addmm(bias, hidden_ND, weight.T, out=out)
+        )
         if self.soft_cap:
             logits.div_(self.soft_cap).tanh_().mul_(self.soft_cap)
         return logits if self.scale == 1 else logits.mul_(self.scale)
@@ -108,7 +110,9 @@ def _blocks(body: nn.Module, count: int) -> list[nn.Module]:
     """The transformer blocks: the one ModuleList that has as many entries as the configuration has layers."""
     found = [list(module) for module in body.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     if not found:
-        raise ValueError(f"{type(body).__name__} has no list of {count} blocks, though its configuration names {count} layers")
+        raise ValueError(
+            f"{type(body).__name__} has no list of {count} blocks, though its configuration names {count} layers"
+        )
     return found[0]
 
 

@@ -29,12 +29,28 @@ CHUNK_ROWS = 128  # rows of one head product: fewer re-read the unembedding from
 
 @dataclass(frozen=True)
 class PairedText:
-    """One answer under two contexts, all in token ids. text: its number in the corpus."""
+    """One answer under two contexts, all in token ids.
+
+    text: its number in the corpus. answer: empty where another shard has it. known_length: what batches are ordered by,
+    -1 for all tokens; for answers that are still to be sampled, what is known before (so that every shard orders alike).
+    """
 
     text: int
     base_context: tuple[int, ...]
     tuned_context: tuple[int, ...]
     answer: tuple[int, ...]
+    known_length: int = -1
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens of the longer context."""
+        return max(len(self.base_context), len(self.tuned_context))
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Sort key of batches: by length, then by number."""
+        length = self.context_tokens + len(self.answer) if self.known_length < 0 else self.known_length
+        return length, self.text
 
 
 @dataclass(frozen=True)
@@ -136,8 +152,8 @@ class Scorer:
 
 
 def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows of a statistics block: on a CPU what stays in the cache, on an accelerator what fills it."""
-    return max(1, (1 << 17 if device.type == "cpu" else 1 << 25) // vocabulary)
+    """Rows of a statistics block: on a CPU so many that calls cost little, on an accelerator what fills it."""
+    return min(CHUNK_ROWS, max(1, (1 << 21 if device.type == "cpu" else 1 << 25) // vocabulary))
 
 
 def _side(checkpoint: Checkpoint, contexts: list[tuple[int, ...]], items: Sequence[PairedText], states: bool) -> Side:
@@ -184,9 +200,10 @@ def run(
     measures: name → Measure. states: whether a measure reads block states. Returns name → rows of all batches.
     Raises ValueError where a text does not fit a model's context, before anything is computed.
     """
-    check_lengths(scorer.base, scorer.tuned, texts)
-    ordered = sorted(texts, key=lambda item: (len(item.answer) + max(len(item.base_context), len(item.tuned_context)), item.text))
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    parts = parts or Parts()
+    groups = batches(texts, batch_size)
+    mine = [item for index in parts.mine(len(groups)) for item in groups[index]]
+    check_lengths(scorer.base, scorer.tuned, mine)
 
     def measure(items: Sequence[PairedText]) -> dict[str, pa.Table]:
         batch = scorer.batch(items, states=states)
@@ -197,7 +214,13 @@ def run(
                 on_block(rows, block, workspace)
         return {name: finish() for name, (_, finish) in started.items()}
 
-    return (parts or Parts()).map("pass", batches, measure, advance=advance)
+    return parts.map("pass", groups, measure, advance=advance, final=True)
+
+
+def batches(texts: Sequence[PairedText], batch_size: int) -> list[list[PairedText]]:
+    """Texts in batches of like length, in the same way whichever answers are already known."""
+    ordered = sorted(texts, key=lambda item: item.order)
+    return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
 def check_lengths(base: Checkpoint, tuned: Checkpoint, texts: Sequence[PairedText]) -> None:

@@ -6,6 +6,8 @@ A folder of parts carries the settings it was made with; parts made with other s
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +18,10 @@ import pyarrow.parquet as pq
 Item = TypeVar("Item")
 
 
+class ShardDone(Exception):
+    """A shard has computed its parts; the whole is made by merging. Not an error: it ends the method early."""
+
+
 class Parts:
     """Where the parts of one run are kept: in memory (no folder) or in `folder`, one parquet file per part and table.
 
@@ -23,7 +29,9 @@ class Parts:
     Raises ValueError where parts of an earlier run are in the folder and resume is off, or where they do not fit.
     """
 
-    def __init__(self, folder: str | Path | None = None, *, resume: bool = False, shard: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, *, resume: bool = False, shard: tuple[int, int] = (0, 1)
+    ) -> None:
         self.folder = None if folder is None else Path(folder)
         self.resume = resume
         self.shard = shard
@@ -52,7 +60,17 @@ class Parts:
                         f"{settings.get(name)!r}: they cannot be mixed; give another --out"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2))
+        scratch = path.with_suffix(f".{os.getpid()}.tmp")
+        scratch.write_text(json.dumps(settings, indent=2))
+        scratch.rename(path)
+
+    def mine(self, count: int) -> range:
+        """Which of `count` items are this shard's."""
+        return range(self.shard[0], count, self.shard[1])
+
+    def inside(self, name: str) -> Parts:
+        """Parts of a stage with settings of its own, in a sub-folder."""
+        return Parts(self.folder / name if self.folder else None, resume=self.resume, shard=self.shard)
 
     def map(
         self,
@@ -61,12 +79,14 @@ class Parts:
         measure: Callable[[Item], dict[str, pa.Table]],
         *,
         advance: Callable[[int, int], None] | None = None,
+        final: bool = False,
     ) -> dict[str, pa.Table]:
         """measure(item) for every item of this shard, part by part; returns the tables of all parts, concatenated.
 
-        advance: called with (parts done, parts in all) after each.
+        advance: called with (parts done, parts in all) after each. final: a shard has nothing more to do after this stage.
+        Raises ShardDone after the final stage of a shard.
         """
-        mine = range(self.shard[0], len(items), self.shard[1])
+        mine = self.mine(len(items))
         found: dict[str, list[pa.Table]] = {}
         for done, index in enumerate(mine, start=1):
             tables = self._read(stage, index)
@@ -77,6 +97,8 @@ class Parts:
                 found.setdefault(name, []).append(table)
             if advance:
                 advance(done, len(mine))
+        if final and self.shard[1] > 1:
+            raise ShardDone(f"{len(mine)} of {len(items)} parts")
         return {name: pa.concat_tables(tables) for name, tables in found.items()}
 
     def _read(self, stage: str, index: int) -> dict[str, pa.Table] | None:
@@ -85,7 +107,11 @@ class Parts:
         prefix = f"{stage}-{index:06d}."
         files = sorted(self.folder.glob(f"{prefix}*.parquet"))
         complete = (self.folder / f"{prefix}done").exists()
-        return {file.name.removeprefix(prefix).removesuffix(".parquet"): pq.read_table(file) for file in files} if complete else None
+        return (
+            {file.name.removeprefix(prefix).removesuffix(".parquet"): pq.read_table(file) for file in files}
+            if complete
+            else None
+        )
 
     def _write(self, stage: str, index: int, tables: dict[str, pa.Table]) -> None:
         if self.folder is None:
@@ -99,10 +125,5 @@ class Parts:
 
     def clear(self) -> None:
         """Remove the parts: the run is whole and its table is saved."""
-        if self.folder is None or not self.folder.exists():
-            return
-        for pattern in ("*.parquet", "*.done", "*.tmp", "settings.json"):
-            for file in self.folder.glob(pattern):
-                file.unlink()
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
+        if self.folder is not None and self.folder.exists():
+            shutil.rmtree(self.folder)

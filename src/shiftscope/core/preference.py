@@ -80,7 +80,9 @@ def read(
     for number, record in enumerate(corpus.records(source), start=1):
         if limit is not None and number > limit:
             break
-        fields = [record.get(field) if isinstance(record, Mapping) else None for field in ("prompt", "chosen", "rejected")]
+        fields = [
+            record.get(field) if isinstance(record, Mapping) else None for field in ("prompt", "chosen", "rejected")
+        ]
         if not all(isinstance(field, str) for field in fields):
             raise ValueError(f"{name}, record {number} must have `prompt`, `chosen` and `rejected`, each a text")
         prompt, *answers = map(str, fields)
@@ -90,7 +92,7 @@ def read(
             raise ValueError(f"{name}, record {number} has an empty prompt or answer: each needs at least one token")
         pairs.append(pair)
     if not pairs:
-        raise ValueError(f"{name} has no records: give at least one {{\"prompt\": …, \"chosen\": …, \"rejected\": …}}")
+        raise ValueError(f'{name} has no records: give at least one {{"prompt": …, "chosen": …, "rejected": …}}')
     return pairs
 
 
@@ -124,11 +126,15 @@ def block_gradient_squares(
 def _block_views(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[int]]:
     """Detached views of every block's parameters that collect gradients, by name, and the block that each belongs to."""
     block_of = {id(p): number for number, block in enumerate(checkpoint.head.blocks) for p in block.parameters()}
-    named = [(name, p) for name, p in checkpoint.model.named_parameters() if id(p) in block_of and p.is_floating_point()]
+    named = [
+        (name, p) for name, p in checkpoint.model.named_parameters() if id(p) in block_of and p.is_floating_point()
+    ]
     return {name: p.detach().requires_grad_() for name, p in named}, [block_of[id(p)] for _, p in named]
 
 
-def _pair_logp(model: PreTrainedModel, parameters: dict[str, Tensor], pairs: Sequence[Preference]) -> tuple[Tensor, Tensor]:
+def _pair_logp(
+    model: PreTrainedModel, parameters: dict[str, Tensor], pairs: Sequence[Preference]
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the chosen and of the rejected answers, with some parameters of the model replaced."""
     prompts = [pair.prompt for pair in pairs]
     found = []

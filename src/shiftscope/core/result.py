@@ -71,7 +71,9 @@ class Panel:
         named = (self.x, self.y, self.low, self.high, self.series, self.color)
         missing = [name for name in named if name and name not in self.table.column_names]
         if missing:
-            raise ValueError(f"panel {self.title!r} names columns {missing} that its table has not: {self.table.column_names}")
+            raise ValueError(
+                f"panel {self.title!r} names columns {missing} that its table has not: {self.table.column_names}"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,16 @@ class Result:
 
     def summary(self) -> dict[str, Any]:
         """The content of summary.json."""
-        figures = {name: {"value": _finite(f.value), "unit": f.unit, "n": f.n, "low": _finite(f.low), "high": _finite(f.high)} for name, f in self.all_figures().items()}
-        return {"method": self.method, "figures": figures, "provenance": dict(self.provenance), "notes": self.all_notes()}
+        figures = {
+            name: {"value": _finite(f.value), "unit": f.unit, "n": f.n, "low": _finite(f.low), "high": _finite(f.high)}
+            for name, f in self.all_figures().items()
+        }
+        return {
+            "method": self.method,
+            "figures": figures,
+            "provenance": dict(self.provenance),
+            "notes": self.all_notes(),
+        }
 
     def save(self, folder: str | Path) -> Path:
         """Write summary.json and table.parquet (and the parts, in sub-folders) into folder; returns the folder."""
@@ -139,7 +149,8 @@ class Result:
         from html import escape
 
         rows = "".join(
-            f"<tr><td>{escape(name)}</td><td>{escape(show(figure))}</td><td>{figure.n}</td></tr>" for name, figure in self.all_figures().items()
+            f"<tr><td>{escape(name)}</td><td>{escape(show(figure))}</td><td>{figure.n}</td></tr>"
+            for name, figure in self.all_figures().items()
         )
         verdict = "".join(f"<p>{escape(sentence)}</p>" for sentence in self.verdict)
         return f"<h3>{escape(self.method)}</h3>{verdict}<table><tr><th>figure</th><th>value</th><th>n</th></tr>{rows}</table>"

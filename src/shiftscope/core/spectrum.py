@@ -2,8 +2,9 @@
 
 α = −d ln σ_k / d ln k over a window of ranks (k from 1, σ falling): larger means that fewer directions carry the states.
 Source: arXiv 2601.06238 (α); the window, the centring and the rank rule are decisions, since the source leaves them open.
-Rank rule: σ_k counts where it exceeds σ_1·max(N, d)·eps of float64 and the level that rounding to the states' own type
-leaves, (eps/4)·(rms of the median column)·(√N + √d); float32 leaves such a level at an embedding of repeated tokens.
+Rank rule: σ_k counts where it exceeds σ_1·max(N, d)·eps of float64 and eps·(rms of the median column)·(√N + √d) with eps
+of the states' own type: four times what independent rounding errors leave, for tokens repeat and their errors with them.
+Without it the embedding's states of a few distinct tokens would have directions made of rounding alone.
 """
 
 # N rows (tokens), d width, R singular values kept, W windows, G groups of rows (texts)
@@ -68,7 +69,7 @@ def singular(states_ND: Tensor, *, centre: bool = True) -> tuple[Tensor, Tensor]
     wide_ND = states_ND.double()
     N, d = wide_ND.shape
     eps = torch.finfo(states_ND.dtype).eps
-    level = eps / 4 * wide_ND.square().mean(0).sqrt().median() * (math.sqrt(N) + math.sqrt(d))
+    level = eps * wide_ND.square().mean(0).sqrt().median() * (math.sqrt(N) + math.sqrt(d))
     if centre:
         wide_ND = wide_ND - wide_ND.mean(0)
     if d < N:  # the same accuracy as a decomposition of the tall matrix, at the price of the small one

@@ -82,7 +82,9 @@ def mean_figure(
     return Figure(mean, unit, int(values.size), min(low, mean), max(high, mean))
 
 
-def quantile_figures(name: str, values_N: ArrayLike, *, unit: str, quantiles: Sequence[float] = QUANTILES) -> dict[str, Figure]:
+def quantile_figures(
+    name: str, values_N: ArrayLike, *, unit: str, quantiles: Sequence[float] = QUANTILES
+) -> dict[str, Figure]:
     """`{name}_p50`, `_p90`, … and `{name}_max`, with distribution-free intervals from binomial order statistics.
 
     n: all values. The order-statistic interval treats positions as independent; it is a lower bound of the width.

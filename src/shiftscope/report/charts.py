@@ -1,7 +1,7 @@
 """Charts: a panel as a Vega-Lite specification, one theme for the page in light and dark, and export to PNG or SVG.
 
-A specification holds its rows, so that a page needs no network. Columns are renamed to the channel they feed (x, y, low,
-high, series, color): a column name with a dot or a bracket would otherwise be read as a path by Vega-Lite.
+A specification holds its rows, so that a page needs no network. Columns are renamed to the channel they feed (x, y,
+low, high, series, color): a column name with a dot or a bracket would otherwise be read as a path by Vega-Lite.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import pyarrow as pa
 import vl_convert
 
 from shiftscope.core.result import Panel
+from shiftscope.report import formats
 
 ROW_LIMIT = 5000
 HEIGHT_PX = 240
-BASE_TUNED = {"light": ("#0072b2", "#d55e00"), "dark": ("#6bb8f0", "#f0883e")}
-SERIES = {
-    "light": ["#0072b2", "#d55e00", "#009e73", "#a8508a", "#b07d00", "#3b3b3b", "#56a0d3", "#7a4b2a"],
-    "dark": ["#6bb8f0", "#f0883e", "#3ecf9f", "#e29bc6", "#f2cd5c", "#e8e8e8", "#a9d6f5", "#c99b78"],
+BASE_TUNED = {"light": ["#0072b2", "#d55e00"], "dark": ["#6bb8f0", "#f0883e"]}
+OTHER = {  # never the colours of base and tuned; apart for colour-blind readers
+    "light": ["#0f766e", "#a8508a", "#b07d00", "#57534e", "#3f51a3", "#7a4b2a"],
+    "dark": ["#4fc9b8", "#e29bc6", "#f2cd5c", "#c9c2b8", "#9fb0ff", "#c99b78"],
 }
 INK = {"light": ("#1c1917", "#6b645c", "#e4dfd8"), "dark": ("#f1ece4", "#a39b90", "#35312c")}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
@@ -38,7 +39,9 @@ def specification(panel: Panel) -> dict[str, Any]:
         raise ValueError(f"a panel of kind {panel.kind!r} is no chart; charts are {', '.join(CHARTS)}")
     draw = {"line": _line, "bar": _bar, "points": _points, "heat": _heat}[panel.kind]
     data = alt.InlineData(values=_rows(panel))
-    chart = draw(panel, alt.Chart(data, width="container", height=HEIGHT_PX, description=f"{panel.title}. {panel.caption}"))
+    chart = draw(
+        panel, alt.Chart(data, width="container", height=HEIGHT_PX, description=f"{panel.title}. {panel.caption}")
+    )
     spec: dict[str, Any] = chart.to_dict()
     spec.pop("config", None)
     spec["autosize"] = {"type": "fit-x", "contains": "padding"}
@@ -49,8 +52,10 @@ def left_out(panel: Panel) -> str:
     """A sentence on the rows a chart does not draw; empty when it draws them all."""
     drawable = _drawable(panel)
     sentences = []
-    if hidden := panel.table.num_rows - len(drawable):
-        sentences.append(f"{hidden:,} of {panel.table.num_rows:,} rows have no place on the axes (missing, or not positive on a logarithmic axis).")
+    total = panel.table.num_rows
+    if hidden := total - len(drawable):
+        why = "missing, or not positive on a logarithmic axis"
+        sentences.append(f"{hidden:,} of {total:,} rows have no place on the axes ({why}).")
     if len(drawable) > ROW_LIMIT:
         sentences.append(f"Drawn from {ROW_LIMIT:,} of {len(drawable):,} rows, evenly spaced.")
     return " ".join(sentences)
@@ -64,27 +69,48 @@ def theme(mode: str) -> dict[str, Any]:
         "font": FONT,
         "view": {"stroke": None},
         "axis": {
-            "labelColor": soft, "titleColor": soft, "domainColor": line, "tickColor": line, "gridColor": line, "gridOpacity": 0.7,
-            "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8, "labelOverlap": True,
+            "labelColor": soft,
+            "titleColor": soft,
+            "domainColor": line,
+            "tickColor": line,
+            "gridColor": line,
+            "gridOpacity": 0.7,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+            "labelOverlap": True,
         },
         "axisX": {"grid": False},
         "legend": {
-            "labelColor": ink, "titleColor": soft, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
-            "orient": "top", "symbolStrokeWidth": 2.5, "labelLimit": 220, "columns": 4,
+            "labelColor": ink,
+            "titleColor": soft,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "orient": "top",
+            "symbolStrokeWidth": 2.5,
+            "labelLimit": 220,
+            "columns": 4,
         },
         "range": {
-            "category": SERIES[mode],
+            "category": BASE_TUNED[mode],
+            "ordinal": OTHER[mode],
             "ramp": {"scheme": "lighttealblue" if mode == "light" else "tealblues"},
-            "heatmap": ["#f6efe2", "#f5b556", "#cf5139", "#7d1538"] if mode == "light" else ["#221e1a", "#74381f", "#e07b2e", "#ffe39a"],
-            "diverging": ["#2166ac", "#9cc3e0", "#f5f1eb", "#f0ae7d", "#b8430f"] if mode == "light" else ["#7cbcf5", "#2d5880", "#2a2724", "#8a4e1f", "#ffb066"],
+            "heatmap": ["#f6efe2", "#f5b556", "#cf5139", "#7d1538"]
+            if mode == "light"
+            else ["#221e1a", "#74381f", "#e07b2e", "#ffe39a"],
+            "diverging": ["#2166ac", "#9cc3e0", "#f5f1eb", "#f0ae7d", "#b8430f"]
+            if mode == "light"
+            else ["#7cbcf5", "#2d5880", "#2a2724", "#8a4e1f", "#ffb066"],
         },
-        "line": {"strokeWidth": 2.2, "strokeCap": "round", "strokeJoin": "round", "color": SERIES[mode][0]},
-        "area": {"opacity": 0.18, "line": False, "color": SERIES[mode][0]},
-        "point": {"size": 38, "filled": True, "opacity": 0.75, "color": SERIES[mode][0]},
-        "bar": {"color": SERIES[mode][0], "cornerRadiusEnd": 2},
+        "line": {"strokeWidth": 2.2, "strokeCap": "round", "strokeJoin": "round", "color": OTHER[mode][0]},
+        "area": {"opacity": 0.18, "line": False, "color": OTHER[mode][0]},
+        "point": {"size": 38, "filled": True, "opacity": 0.75, "color": OTHER[mode][0]},
+        "bar": {"color": OTHER[mode][0], "cornerRadiusEnd": 2},
         "rule": {"color": ink, "strokeWidth": 1.5},
         "rect": {"stroke": None},
-    }  # fmt: skip
+    }
 
 
 def figure(panel: Panel, path: str | Path, *, mode: str = "light", width_px: int = 640, scale: float = 2.0) -> Path:
@@ -112,16 +138,24 @@ def version() -> str:
 
 
 def bundle() -> str:
-    """The JavaScript of Vega, Vega-Lite and vega-embed in one piece, safe inside a script element; sets window.vegaEmbed.
+    """The JavaScript of Vega, Vega-Lite and vega-embed, safe inside a script element; it sets window.vegaEmbed.
 
     It stands in a scope of its own: its top-level names are minified and would meet the page's.
     """
-    code = vl_convert.javascript_bundle(vl_version=version()).replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    code = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version())
+    code = code.replace("</script", "<\\/script").replace("<!--", "<\\!--")
     return f"(() => {{\n{code}\n}})();"
 
 
 def _channels(panel: Panel) -> dict[str, str]:
-    names = {"x": panel.x, "y": panel.y, "low": panel.low, "high": panel.high, "series": panel.series, "color": panel.color}
+    names = {
+        "x": panel.x,
+        "y": panel.y,
+        "low": panel.low,
+        "high": panel.high,
+        "series": panel.series,
+        "color": panel.color,
+    }
     return {channel: name for channel, name in names.items() if name}
 
 
@@ -132,7 +166,10 @@ def _drawable(panel: Panel) -> list[dict[str, Any]]:
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     logs = [axis for axis, is_log in (("x", panel.log_x), ("y", panel.log_y)) if is_log]
     return [
-        {channel: _plain(value) for channel, value in row.items()}
+        {
+            channel: formats.marked(str(value)) if channel == "series" else _plain(value)
+            for channel, value in row.items()
+        }
         for row in rows
         if all(_plain(row.get(axis)) is not None for axis in ("x", "y")) and all(row[axis] > 0 for axis in logs)
     ]
@@ -149,12 +186,14 @@ def _plain(value: Any) -> Any:
     """A value JSON can hold: floats to six significant digits, None for what is not finite."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    return formats.marked(str(value))
 
 
 def _numeric(panel: Panel, column: str) -> bool:
     kind = panel.table.schema.field(column).type
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _axis(panel: Panel, axis: str, *, discrete: bool = False) -> Any:
@@ -165,7 +204,9 @@ def _axis(panel: Panel, axis: str, *, discrete: bool = False) -> Any:
     if discrete or not _numeric(panel, column):
         return channel(f"{axis}:O", title=title, sort=None)
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False, nice=axis == "y")
-    return channel(f"{axis}:Q", title=title, scale=scale)
+    whole = pa.types.is_integer(panel.table.schema.field(column).type)
+    ticks = alt.Axis(tickMinStep=1, format=",d") if whole and not log else alt.Undefined
+    return channel(f"{axis}:Q", title=title, scale=scale, axis=ticks)
 
 
 def _tooltip(panel: Panel) -> list[alt.Tooltip]:
@@ -173,19 +214,26 @@ def _tooltip(panel: Panel) -> list[alt.Tooltip]:
     tips = []
     for channel, column in _channels(panel).items():
         shown = "N"
-        form = alt.Undefined
+        form: Any = alt.Undefined
         if _numeric(panel, column):
             shown, form = "Q", "," if pa.types.is_integer(panel.table.schema.field(column).type) else ".4~g"
-        tips.append(alt.Tooltip(f"{channel}:{shown}", title=titles.get(channel) or column.replace("_", " "), format=form))
+        tips.append(
+            alt.Tooltip(f"{channel}:{shown}", title=titles.get(channel) or column.replace("_", " "), format=form)
+        )
     return tips
 
 
 def _series(panel: Panel) -> Any:
-    """Colour by series, in the table's own order, or nothing."""
+    """Colour by series, in the table's own order (base always before tuned, as on the whole page), or nothing."""
     if not panel.series:
         return alt.Undefined
-    order = [str(value) for value in dict.fromkeys(panel.table[panel.series].to_pylist())]
-    return alt.Color("series:N", title=None, sort=order, scale=alt.Scale(domain=order))
+    order = [formats.marked(str(value)) for value in dict.fromkeys(panel.table[panel.series].to_pylist())]
+    order.sort(key=lambda name: ("base", "tuned").index(name) if name in ("base", "tuned") else 2)
+    sides = set(order) <= {"base", "tuned"}
+    domain = ["base", "tuned"] if sides else order
+    scale = alt.Scale(domain=domain, range="category" if sides else "ordinal")
+    legend = alt.Undefined if len(order) > 1 else None
+    return alt.Color("series:N", title=None, sort=domain, scale=scale, legend=legend)
 
 
 def _line(panel: Panel, chart: alt.Chart) -> Any:
@@ -194,7 +242,9 @@ def _line(panel: Panel, chart: alt.Chart) -> Any:
     if panel.series:
         lines = lines.encode(strokeDash=alt.StrokeDash("series:N", sort=color.to_dict()["sort"], legend=None))
     few = panel.table.num_rows <= 60
-    dots = chart.mark_point(size=42 if few else 130, opacity=1 if few else 0.0001).encode(x=x, y=y, color=color, tooltip=_tooltip(panel))
+    dots = chart.mark_point(size=42 if few else 130, opacity=1 if few else 0.0001).encode(
+        x=x, y=y, color=color, tooltip=_tooltip(panel)
+    )
     if not (panel.low and panel.high):
         return lines + dots
     band = chart.mark_area().encode(x=x, y=alt.Y("low:Q", title=y.to_dict().get("title")), y2="high:Q", color=color)
@@ -222,13 +272,19 @@ def _bar(panel: Panel, chart: alt.Chart) -> Any:
     if panel.log_y:
         lowest = min((row["y"] for row in _drawable(panel)), default=1.0) / 2
         scale, floor = alt.Scale(type="log", domainMin=lowest, nice=False), alt.datum(lowest)
-    category = (alt.Y if lying else alt.X)("x:O", title=panel.x_title or panel.x.replace("_", " "), sort=None,
-                                           axis=alt.Axis(labelAngle=0 if lying or len(labels) <= 12 else -40, labelLimit=180))  # fmt: skip
+    category = (alt.Y if lying else alt.X)(
+        "x:O",
+        title=panel.x_title or panel.x.replace("_", " "),
+        sort=None,
+        axis=alt.Axis(labelAngle=0 if lying or len(labels) <= 12 else -40, labelLimit=180),
+    )
     length = (alt.X if lying else alt.Y)("y:Q", title=value["title"], scale=scale)
     along, across = ("x", "y") if lying else ("y", "x")
     place: dict[str, Any] = {across: category, along: length}
     if panel.series:
-        place["yOffset" if lying else "xOffset"] = alt.YOffset("series:N", sort=None) if lying else alt.XOffset("series:N", sort=None)
+        place["yOffset" if lying else "xOffset"] = (
+            alt.YOffset("series:N", sort=None) if lying else alt.XOffset("series:N", sort=None)
+        )
     bars = chart.mark_bar().encode(**place, **{f"{along}2": floor}, color=_series(panel), tooltip=_tooltip(panel))
     if lying:
         groups = len(set(panel.table[panel.series].to_pylist())) if panel.series else 1
@@ -253,4 +309,8 @@ def _heat(panel: Panel, chart: alt.Chart) -> Any:
         x = alt.X("x:O", title=x.to_dict()["title"], axis=alt.Axis(labelAngle=0))
     if _numeric(panel, panel.y):
         y = alt.Y("y:O", title=y.to_dict()["title"], sort="descending")
-    return chart.mark_rect().encode(x=x, y=y, color=color, tooltip=_tooltip(panel)).properties(height=min(480, max(160, 20 * levels)))
+    return (
+        chart.mark_rect()
+        .encode(x=x, y=y, color=color, tooltip=_tooltip(panel))
+        .properties(height=min(480, max(160, 20 * levels)))
+    )

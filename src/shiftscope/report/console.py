@@ -48,10 +48,10 @@ def _figures(result: Result, console: Console) -> None:
     if not result.figures:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=True, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("figure", no_wrap=True, overflow="ellipsis")
-    table.add_column("value", justify="right", style="bold")
-    table.add_column("95 % interval", justify="right")
-    table.add_column("n", justify="right", style="dim")
+    table.add_column("figure", overflow="fold")
+    table.add_column("value", justify="right", style="bold", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", style="dim", no_wrap=True)
     for name, figure in result.figures.items():
         table.add_row(Text(name), Text(formats.value(figure)), Text(formats.interval(figure)), formats.number(figure.n))
     console.print(table)

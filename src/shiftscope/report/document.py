@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -21,7 +22,9 @@ from shiftscope.report import charts, formats, texts
 
 HERE = Path(__file__).parent
 TABLE_ROWS = 200
-KEY_FIGURES = 6
+KEY_FIGURES = 8
+TAIL = re.compile(r"_(p\d+(_\d+)?|max)$")
+HASH = re.compile(r"[0-9a-f]{40,64}")
 
 
 def write(result: Result, path: str | Path) -> Path:
@@ -37,7 +40,11 @@ def page(result: Result) -> str:
 
     Raises: ValueError when a `texts` panel lacks a column it needs.
     """
-    data: dict[str, Any] = {"maps": [], "charts": [], "themes": {mode: charts.theme(mode) for mode in ("light", "dark")}}
+    data: dict[str, Any] = {
+        "maps": [],
+        "charts": [],
+        "themes": {mode: charts.theme(mode) for mode in ("light", "dark")},
+    }
     sections = [_section(part, i, data) for i, part in enumerate(_sections(result))]
     scripts = [(HERE / "page.js").read_text("utf-8")]
     if data["maps"]:
@@ -51,12 +58,13 @@ def page(result: Result) -> str:
         method=result.method,
         pair=pair,
         verdict=list(result.verdict) or [sentence for part in result.parts for sentence in part.verdict[:1]],
-        tiles=[_tile(name, figure) for name, figure in _key_figures(result)],
+        tiles=(tiles := [_tile(name, figure) for name, figure in _key_figures(result)]),
+        columns=next((n for n in (4, 3) if len(tiles) % n in (0, n - 1)), 4),
         sections=sections,
         parted=len(sections) > 1,
         notes=_notes(result),
         command=str(provenance.pop("command", "")),
-        provenance=list(_flat(provenance)),
+        provenance=_groups(provenance),
         css=(HERE / "page.css").read_text("utf-8"),
         data=texts.script_json(data),
         scripts=scripts,
@@ -67,7 +75,11 @@ def page(result: Result) -> str:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("page.html.jinja")
 
@@ -99,7 +111,7 @@ def _section(result: Result, index: int, data: dict[str, Any]) -> dict[str, Any]
         "id": f"part-{index}",
         "title": formats.label(result.method.split()[-1]) if result.method else "Result",
         "method": result.method,
-        "verdict": list(result.verdict),
+        "verdict": list(result.verdict) if index else [],  # the first stands at the top of the page already
         "figures": [_tile(name, figure) for name, figure in result.figures.items()],
         "panels": panels,
     }
@@ -113,9 +125,8 @@ def _panel(panel: Panel, data: dict[str, Any]) -> dict[str, Any]:
         data["maps"].append(packed)
         shown = len(packed["texts"])
         if shown < packed["total_texts"]:
-            about["note"] = (
-                f"The page shows {shown:,} of {packed['total_texts']:,} texts, evenly spaced, to stay light; the figures are from all of them."
-            )
+            total = f"{packed['total_texts']:,}"
+            about["note"] = f"Shown: {shown:,} of {total} texts, evenly spaced; the figures are from all of them."
         return about | {"index": len(data["maps"]) - 1, "wide": True}
     if panel.kind == "table":
         if panel.table.num_rows > TABLE_ROWS:
@@ -130,7 +141,9 @@ def _table(table: pa.Table) -> dict[str, Any]:
     kinds = [field.type for field in table.schema]
     numeric = [pa.types.is_integer(kind) or pa.types.is_floating(kind) for kind in kinds]
     heads = [(formats.label(name), is_number) for name, is_number in zip(table.column_names, numeric, strict=True)]
-    rows = [[(formats.number(cell), "" if cell is None else cell) for cell in row.values()] for row in table.to_pylist()]
+    rows = [
+        [(formats.number(cell), "" if cell is None else cell) for cell in row.values()] for row in table.to_pylist()
+    ]
     return {"heads": heads, "rows": rows}
 
 
@@ -138,12 +151,17 @@ def _tile(name: str, figure: Figure) -> dict[str, Any]:
     """A figure for the page; a share also as a bar with its interval, in percent of the track."""
     track = None
     if figure.unit == "share" and isinstance(figure.value, float) and 0 <= figure.value <= 1:
-        low, high = (figure.low, figure.high) if figure.low is not None and figure.high is not None else (figure.value, figure.value)
+        low, high = (
+            (figure.low, figure.high)
+            if figure.low is not None and figure.high is not None
+            else (figure.value, figure.value)
+        )
         track = {"value": 100 * figure.value, "low": 100 * max(low, 0), "width": 100 * (min(high, 1) - max(low, 0))}
     return {
         "name": name,
         "label": formats.label(name, figure.unit),
-        "value": formats.value(figure),
+        "value": formats.value(figure).removesuffix(f" {figure.unit}"),
+        "unit": figure.unit if formats.value(figure).endswith(f" {figure.unit}") else "",
         "interval": formats.interval(figure),
         "n": formats.number(figure.n),
         "track": track,
@@ -151,11 +169,13 @@ def _tile(name: str, figure: Figure) -> dict[str, Any]:
 
 
 def _key_figures(result: Result) -> list[tuple[str, Figure]]:
-    """The figures at the top: the result's own first ones, or of a composite without own figures the first of each part."""
-    if result.figures or not result.parts:
-        return list(result.figures.items())[:KEY_FIGURES]
-    each = max(2, KEY_FIGURES // len(result.parts))
-    return [item for part in result.parts for item in _key_figures(part)[:each]][:KEY_FIGURES]
+    """The figures at the top: the result's own first ones (quantiles stand in the full list), then its parts'."""
+    own = [item for item in result.figures.items() if not TAIL.search(item[0])]
+    if not result.parts:
+        return own[:KEY_FIGURES]
+    each = 1 if own else max(2, KEY_FIGURES // len(result.parts))
+    of_parts = [item for part in result.parts for item in _key_figures(part)[:each]][:KEY_FIGURES]
+    return own[: KEY_FIGURES - len(of_parts)] + of_parts
 
 
 def _notes(result: Result) -> list[str]:
@@ -175,13 +195,20 @@ def _provenance(result: Result) -> dict[str, Any]:
     return next((dict(part.provenance) for part in _walk(result) if part.provenance), {})
 
 
-def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested provenance as lines of (path, text)."""
+def _groups(provenance: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """Provenance as titled groups of (name, text, full text); what is None is left out, a hash is cut in the text."""
+    grouped = {title: entry for title, entry in provenance.items() if isinstance(entry, Mapping)}
+    single = {name: entry for name, entry in provenance.items() if name not in grouped}
+    groups = [*grouped.items(), ("run", single)]
+    return [(title, lines) for title, entries in groups if (lines := list(_flat(entries)))]
+
+
+def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Nested entries as lines of (path, text, full text)."""
     for name, entry in entries.items():
         path = f"{prefix}{name}"
         if isinstance(entry, Mapping):
             yield from _flat(entry, f"{path} › ")
-        elif isinstance(entry, (list, tuple)):
-            yield path, ", ".join(map(str, entry))
-        else:
-            yield path, formats.number(entry) if isinstance(entry, bool) else str(entry)
+        elif entry is not None:
+            full = ", ".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry)
+            yield path, f"{full[:12]}…" if HASH.fullmatch(full) else full, full

@@ -23,7 +23,15 @@ def number(value: Any) -> str:
         return f"{value:,}".replace("-", "−")
     if isinstance(value, float):
         return _float(value)
-    return str(value)
+    return marked(str(value))
+
+
+def marked(text: str) -> str:
+    """A text whose outer spaces and newlines can be seen, so that ' be' and 'be' differ in a table."""
+    inner = text.strip(" ")
+    lead = "␣" * (len(text) - len(text.lstrip(" ")))
+    trail = "␣" * (len(text) - len(text.rstrip(" "))) if inner else ""
+    return lead + inner.replace("\n", "↵").replace("\t", "⇥") + trail
 
 
 def percent(value: float) -> str:

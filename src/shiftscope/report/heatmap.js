@@ -6,7 +6,7 @@ const COLORS = {
   js_nats: { title: "JS divergence", unit: "nats", ramp: "q", edges: [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.45, 0.6] },
   kl_base_tuned_nats: { title: "KL(base‖tuned)", unit: "nats", ramp: "q", edges: [0.003, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8] },
   kl_tuned_base_nats: { title: "KL(tuned‖base)", unit: "nats", ramp: "q", edges: [0.003, 0.01, 0.03, 0.1, 0.3, 1, 2, 4, 8] },
-  class: { title: "rank class", unit: "", ramp: "c", words: ["unshifted", "marginal", "shifted"] },
+  class: { title: "rank class", unit: "", ramp: "c", words: ["unshifted", "marginal", "shifted"], means: ["base rank 1", "rank 2–3", "below"] },
   entropy_change_nats: { title: "entropy change", unit: "nats, tuned − base", ramp: "d", edges: [-2, -1, -0.5, -0.2, -0.05, 0.05, 0.2, 0.5, 1, 2] },
 };
 const LEAST = [0, 0.0003, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6];
@@ -172,7 +172,7 @@ class HeatMap {
         el("span", "fine", `JS mean ${number(mean)} · max ${number(max)} nats · ${percent(share)} above ${HIGH} · ${length} tokens`));
       const shell = el("section", "text", head);
       if (text.prompt) {
-        const long = text.prompt.length > 160 || text.prompt.includes("\n");
+        const long = text.prompt.length > 160 || text.prompt.trim().includes("\n");
         const prompt = long ? el("details", "prompt", el("summary", "", text.prompt.slice(0, 140).replace(/\s+/g, " ") + "…"), el("div", "", text.prompt))
           : el("p", "prompt", text.prompt);
         shell.append(prompt);
@@ -206,13 +206,17 @@ class HeatMap {
     for (let row = this.packed.starts[t]; row < this.packed.starts[t + 1]; row++) {
       const token = el("span");
       token.dataset.row = row;
-      const piece = this.piece(row);
-      const blank = /^\s*$/.test(piece), lead = blank ? "" : /^ */.exec(piece)[0];
-      token.textContent = blank ? visible(piece) : visible(piece.slice(lead.length)).replace(/␣/g, " ");
+      const piece = this.piece(row), blank = /^\s*$/.test(piece), lead = blank ? "" : /^ */.exec(piece)[0];
+      const [, inner, end] = /^([^]*?)(\n*)$/.exec(piece.slice(lead.length));
+      inner.split("\n").forEach((line, i) => {
+        if (i) token.append("↵", el("br"));
+        if (line) token.append(blank ? visible(line) : visible(line).replace(/␣/g, " "));
+      });
+      token.append("↵".repeat(end.length) || (piece ? "" : visible("")));
       token.className = this.tokenClass(row, swapped && swapped[row]);
       if (lead) parts.push(lead);
       parts.push(token);
-      for (const _ of piece.matchAll(/\n/g)) parts.push(el("br"));
+      for (const _ of end) parts.push(el("br"));
     }
     body.append(...parts);
     body.style.minHeight = "";
@@ -255,13 +259,14 @@ class HeatMap {
   }
 
   drawLegend() {
-    const { title, unit, ramp, edges, words } = COLORS[this.color];
+    const { title, unit, ramp, edges, words, means } = COLORS[this.color];
     const steps = words ? words.length : edges.length + 1, counts = new Array(steps).fill(0);
     let total = 0;
     for (let row = 0; row < this.rows; row++) if (this.match[row]) { counts[this.step(row)]++; total++; }
     const cells = counts.map((count, i) => {
       const from = words ? words[i] : i ? String(edges[i - 1]).replace("-", "−") : ramp === "q" ? "0" : `< ${String(edges[0]).replace("-", "−")}`;
       const cell = el("span", "cell", el("span", `swatch ${ramp}${i}`, words ? "token" : ""), el("span", !words && i ? "edge from" : "edge", from), el("span", "fine", percent(total ? count / total : 0)));
+      if (means) cell.children[1].append(el("span", "fine", ` ${means[i]}`));
       cell.title = `${count.toLocaleString("en")} of ${total.toLocaleString("en")} positions`;
       return cell;
     });

@@ -1,7 +1,7 @@
 """Screenshot: a picture of a written page, drawn in a headless Chromium, for the README and for looking at.
 
-`python -m shiftscope.report.screenshot demo/report.html docs/report.png --token t0-p12` opens the page, waits until it is
-drawn, opens the card of one token when asked, and writes the part of the page that fits the window.
+`python -m shiftscope.report.screenshot demo/report.html docs/report.png --token t0-p12` opens the page, waits until it
+is drawn, opens the card of one token when asked, and writes the part of the page that fits the window.
 """
 
 from __future__ import annotations
@@ -43,19 +43,25 @@ def screenshot(
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         window = browser.new_page(
-            viewport={"width": width_px, "height": height_px}, device_scale_factor=scale, color_scheme=mode, reduced_motion="reduce"
+            viewport={"width": width_px, "height": height_px},
+            device_scale_factor=scale,
+            color_scheme=mode,
+            reduced_motion="reduce",
         )
         window.goto(page.as_uri() + (f"#{token}" if token else ""))
         window.wait_for_function("!document.querySelector('.heatmap') || document.documentElement.dataset.ready")
         if whole:
             window.evaluate("document.querySelectorAll('.chart:not([data-drawn])').forEach(draw)")
-        window.wait_for_function("[...document.querySelectorAll('.chart[data-drawn]')].every((chart) => chart.dataset.ready)")
+        window.wait_for_function(
+            "[...document.querySelectorAll('.chart[data-drawn]')].every((chart) => chart.dataset.ready)"
+        )
         window.screenshot(path=image, full_page=whole)
         browser.close()
     return image
 
 
 def main() -> None:
+    """Draw the page named on the command line."""
     parser = argparse.ArgumentParser(description="Draw a report page into a picture.")
     parser.add_argument("page")
     parser.add_argument("image")
@@ -66,7 +72,13 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="the full length of the page")
     given = parser.parse_args()
     path = screenshot(
-        given.page, given.image, mode=given.mode, width_px=given.width, height_px=given.height, token=given.token, whole=given.whole
+        given.page,
+        given.image,
+        mode=given.mode,
+        width_px=given.width,
+        height_px=given.height,
+        token=given.token,
+        whole=given.whole,
     )
     print(path)
 
