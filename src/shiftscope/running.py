@@ -18,7 +18,7 @@ from typing import Any
 
 import typer
 
-SUPPLIED = ("parts", "advance")  # given by the command line itself, never an option
+SUPPLIED = ("parts", "advance", "out")  # given by the command line itself: no options of the method
 COMMAND_FILE = "command.json"
 
 
@@ -182,6 +182,10 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
     for option in ("resume", "shard", "ray"):
         if getattr(running, option) and (running.out is None or not call.takes("parts")):
             raise ValueError(f"--{option} works with parts in a folder: give --out, with a command that keeps parts")
+    if call.takes("out"):
+        if running.out is None:
+            raise ValueError(f"{call.verb} {call.name} writes files: give --out, a folder for them")
+        settings["out"] = running.out
     if not call.takes("parts"):
         return _kept(call.function(**settings), running)
     from shiftscope.core.parts import Parts

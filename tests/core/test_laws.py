@@ -49,7 +49,7 @@ def test_every_statistic_is_the_exact_one_within_float32(vocabulary, noise):
     found, reference = measured(*logits), exact(*logits)
     assert tuple(found) == DIVERGENCES
     error = (found["js_nats"].double() - reference["js_nats"]).abs()
-    assert (error <= 1e-7).all()
+    assert (error <= (1e-6 * reference["js_nats"]).clamp(min=1e-7)).all()  # 1e-7 up to 0.1 nats, then float32's own step
     assert (error <= 0.01 * reference["js_nats"].clamp(min=1e-6)).all()
     for name in ("kl_pq_nats", "kl_qp_nats"):
         assert torch.allclose(found[name].double(), reference[name], rtol=1e-4, atol=3e-6), name

@@ -16,7 +16,7 @@ from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.head import Head
 from shiftscope.core.laws import DIVERGENCES, Block, Workspace
 from shiftscope.core.paired import PairedText, Scorer
-from shiftscope.core.parts import Parts
+from shiftscope.core.parts import Parts, ShardDone
 
 V = 131
 
@@ -303,12 +303,19 @@ def test_a_pass_that_was_interrupted_resumes_to_the_same_rows(base, tuned, tmp_p
     assert resumed == scored(Scorer(base, tuned), items, batch_size=2)
 
 
-def test_shards_of_a_pass_merge_to_the_whole(base, tuned):
+def test_shards_of_a_pass_merge_to_the_whole(base, tuned, tmp_path):
     items = texts()
-    whole = scored(Scorer(base, tuned), items, batch_size=2)
-    shards = [scored(Scorer(base, tuned), items, batch_size=2, parts=Parts(shard=(shard, 2))) for shard in range(2)]
-    merged = pa.concat_tables(shards).sort_by([("text", "ascending"), ("position", "ascending")])
-    assert merged == whole
+    for shard in range(2):
+        with pytest.raises(ShardDone):
+            scored(Scorer(base, tuned), items, batch_size=2, parts=Parts(tmp_path, resume=True, shard=(shard, 2)))
+
+    def never(batch: paired.PairedBatch):
+        raise AssertionError
+
+    merged = paired.run(
+        Scorer(base, tuned), items, {"columns": never}, batch_size=2, parts=Parts(tmp_path, resume=True)
+    )["columns"].sort_by([("text", "ascending"), ("position", "ascending")])
+    assert merged == scored(Scorer(base, tuned), items, batch_size=2)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shiftscope.core.parts import Parts
+from shiftscope.core.parts import Parts, ShardDone
 
 ITEMS = list(range(7))
 
@@ -112,17 +112,23 @@ def test_progress_counts_parts(tmp_path):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_clearing_leaves_the_users_own_files(tmp_path):
+def test_clearing_removes_the_parts_and_those_of_inner_stages_and_nothing_beside_them(tmp_path):
     folder = tmp_path / "parts"
+    (tmp_path / "table.txt").write_text("kept")
     parts = Parts(folder)
-    parts.settle({"seed": 1})
-    parts.map("pass", ITEMS, work([]))
+    for level in (parts, parts.inside("answers")):
+        level.settle({"seed": 1})
+        level.map("pass", ITEMS, work([]))
     parts.clear()
-    assert not folder.exists()
-    parts.map("pass", ITEMS, work([]))
-    (folder / "mine.txt").write_text("kept")
+    assert [file.name for file in tmp_path.iterdir()] == ["table.txt"]
     parts.clear()
-    assert [file.name for file in folder.iterdir()] == ["mine.txt"]
+
+
+def test_a_shard_ends_after_its_final_stage(tmp_path):
+    done: list[int] = []
+    with pytest.raises(ShardDone, match="3 of 7 parts"):
+        Parts(tmp_path, shard=(1, 2)).map("pass", ITEMS, work(done), final=True)
+    assert done == [1, 3, 5]
 
 
 def test_parts_on_disk_hold_exactly_what_was_measured(tmp_path):

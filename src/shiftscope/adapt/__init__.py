@@ -1,8 +1,11 @@
-"""adapt"""
+"""adapt: train or steer a model to repair or exploit a change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from shiftscope.adapt.rlvr import rlvr
 
-METHODS: dict[str, Callable[..., Any]] = {}
+METHODS = {
+    "rlvr": rlvr,
+}
+
+__all__ = ["METHODS", "rlvr"]

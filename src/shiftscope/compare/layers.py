@@ -1,11 +1,12 @@
 """Depth shift: at which layers tuning narrowed the hidden states, and how the path from layer to layer changed.
 
-Per layer, for both checkpoints on the same tokens: contraction α (slope of the singular values of the states; larger means
-fewer effective directions) and transport (Fisher–Rao distance between the laws that the model's own norm and head read off
-before and after a block); from both, what changed in the last third of the blocks and whether that hangs on a choice.
+Per layer, for both checkpoints on the same tokens: contraction α (slope of the singular values of the states; larger
+means fewer effective directions) and transport (Fisher–Rao distance between the laws that the model's own norm and head
+read off before and after a block); from both, what changed in the last third of the blocks and whether that hangs on a
+choice.
 
-Source: arXiv 2601.06238 (SPINAL: α, transport, terminal block). Its curve summaries are not fully published: localisation,
-coherence, curvature and the score are our reading, and the score's weights are a convention.
+Source: arXiv 2601.06238 (SPINAL: α, transport, terminal block). Its curve summaries are not fully published:
+localisation, coherence, curvature and the score are our reading, and the score's weights are a convention.
 Deviation: states at the answer's tokens, centred; windows, rank rule and rounding level as in `core/spectrum.py`.
 Deviation: transport is numbered by the block it crosses (source: by the layer it leaves), so that the terminal blocks'
 figure holds exactly what those blocks do; full vocabulary instead of a top-k truncation; chord form instead of arccos.
@@ -22,70 +23,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
-from shiftscope.core import answers, checkpoints, curves, lens, paired, preference, runs, spectrum
+from shiftscope.core import answers, checkpoints, paired, preference, runs, spectrum
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
 from shiftscope.core.curves import DELTA, Array, Curves, nullable, terminal_start
 from shiftscope.core.decode import Sampling
+from shiftscope.core.depth import ALPHA, OTHER_WINDOWS, SIDES, TRANSPORT, Depth, curves_of, measure, same_depth
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 
-OTHER_WINDOWS: tuple[spectrum.Window, ...] = ((0.1, 0.5), (0.0, 1.0), (0.3, 0.9))
-SIDES = ("base", "tuned")
-ALPHA, TRANSPORT = 0, -1  # places among a text's curves: α in each window, then transport
 LOCALISED = 2 / 3  # a terminal layer changes at least twice as much as another one
-
-
-@dataclass(frozen=True)
-class Depth:
-    """What is measured at each layer.
-
-    window_low, window_high: fractions of the singular values (by rank) that α is fitted on.
-    centre: remove the mean state before taking singular values.
-    layers: the states measured, 0 the embedding's output, l that of block l; none given means all.
-    max_tokens: transport at so many tokens of each text, evenly spread (0: all); it costs one head product per layer.
-    beta: strength of the preference loss whose gradient is split over the blocks.
-    """
-
-    window_low: float = 0.1
-    window_high: float = 0.9
-    centre: bool = True
-    layers: tuple[int, ...] = ()
-    max_tokens: int = 0
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        spectrum.check_window((self.window_low, self.window_high))
-        if self.max_tokens < 0 or self.beta <= 0:
-            raise ValueError(f"max_tokens {self.max_tokens} and beta {self.beta}: need max_tokens >= 0 and beta > 0")
-
-    @property
-    def windows(self) -> tuple[spectrum.Window, ...]:
-        """The chosen window, then the three that its verdict is checked against."""
-        return (self.window_low, self.window_high), *OTHER_WINDOWS
-
-    def chosen(self, blocks: int) -> list[int]:
-        """The layers measured in a model of so many blocks, ascending.
-
-        Raises ValueError for a layer that does not exist, or where none lies in the last third of the blocks.
-        """
-        layers = sorted(set(self.layers)) or list(range(blocks + 1))
-        if layers[0] < 0 or layers[-1] > blocks:
-            raise ValueError(f"layers {self.layers}: the models have states 0 to {blocks}")
-        if layers[-1] < terminal_start(blocks):
-            raise ValueError(
-                f"layers {self.layers} leave out the last third of the blocks: add at least one from {terminal_start(blocks)} to {blocks}"
-            )
-        return layers
 
 
 @dataclass(frozen=True)
@@ -125,7 +81,7 @@ def layers(
     template: how the prompt is rendered, for both models alike: plain, chat or frame.
     preferences: jsonl or parquet with prompt, chosen and rejected: where the preference gradient falls.
     Returns a Result whose table has one row per layer (with --watch: one per checkpoint of the run).
-    Raises ValueError, in one sentence, for differing vocabularies or depths, malformed texts, states that are no numbers.
+    Raises ValueError, in one sentence, for differing vocabularies or depths, malformed texts, states that are NaN.
     """
     run = str(tuned if isinstance(tuned, str) else tuned.name) if watching.watch else None
     if run is not None:
@@ -160,93 +116,12 @@ def layers(
 
 
 def _precision_notes(base: Checkpoint, tuned: Checkpoint) -> list[str]:
-    short = [one for one in (base, tuned) if one.model.dtype in (torch.bfloat16, torch.float16)]
+    short = {one.name: one.model.dtype for one in (base, tuned) if one.model.dtype in (torch.bfloat16, torch.float16)}
     return [
-        f"{one.name} ran in {str(one.model.dtype).removeprefix('torch.')}: singular values that its rounding hides are dropped, and "
+        f"{name} ran in {str(dtype).removeprefix('torch.')}: singular values that its rounding hides are dropped, and "
         f"those just above are blurred; --dtype float32 avoids both"
-        for one in dict.fromkeys(short)
+        for name, dtype in short.items()
     ]
-
-
-def same_depth(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raises ValueError where two models differ in number of blocks."""
-    ours, theirs = len(base.head.blocks), len(tuned.head.blocks)
-    if ours != theirs:
-        raise ValueError(
-            f"{base.name} has {ours} blocks and {tuned.name} has {theirs}: their layers cannot be paired; use `compare tokens` instead"
-        )
-
-
-# --- rows: one per text and layer -------------------------------------------------------------------------------------
-
-
-def measure(depth: Depth = Depth()) -> paired.Measure:
-    """The rows of one batch, one per text and layer; needs a pass with states.
-
-    Columns: text, batch (its smallest text number), layer, blocks, tokens (of the batch); per side alpha_* (one value per
-    window: the batch's α plus the text's influence on it, so that their mean over the batch is that α), r2_*, rank_*,
-    transport_* (radians; mean over the text's tokens; null at layer 0).
-    """
-
-    def start(batch: paired.PairedBatch) -> tuple[None, Callable[[], pa.Table]]:
-        return None, lambda: _rows(batch, depth)
-
-    return start
-
-
-def _rows(batch: paired.PairedBatch, depth: Depth) -> pa.Table:
-    same_depth(batch.base.checkpoint, batch.tuned.checkpoint)
-    blocks = len(batch.base.checkpoint.head.blocks)
-    wanted = depth.chosen(blocks)
-    texts = [item.text for item in batch.items]
-    group_N = torch.arange(len(texts)).repeat_interleave(torch.tensor([len(item.answer) for item in batch.items]))
-    columns: dict[str, Any] = {
-        "text": np.tile(texts, len(wanted)), "batch": np.full(len(texts) * len(wanted), min(texts)),
-        "layer": np.repeat(wanted, len(texts)), "blocks": np.full(len(texts) * len(wanted), blocks),
-        "tokens": np.full(len(texts) * len(wanted), len(group_N)),
-    }  # fmt: skip
-    fits: list[spectrum.Contraction] = []
-    for name, side in zip(SIDES, (batch.base, batch.tuned), strict=True):
-        _check(side, batch, wanted)
-        equal = [bool(fits) and torch.equal(side.states[layer], batch.base.states[layer]) for layer in wanted]
-        fits = [
-            fits[place]
-            if equal[place]
-            else spectrum.contraction(side.states[layer], depth.windows, centre=depth.centre)
-            for place, layer in enumerate(wanted)
-        ]
-        influence = [spectrum.by_group(fit.influence_WN, group_N, len(texts)) for fit in fits]
-        alpha_LWG = [fit.alpha_W[:, None] + len(texts) * one for fit, one in zip(fits, influence, strict=True)]
-        flat = torch.cat(alpha_LWG, 1).T.cpu().numpy()
-        columns[f"alpha_{name}"] = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
-        columns[f"r2_{name}"] = np.repeat([float(fit.r2_W[0]) for fit in fits], len(texts))
-        columns[f"rank_{name}"] = np.repeat([fit.rank for fit in fits], len(texts))
-        columns[f"transport_{name}"] = _transport_by_text(side, wanted, group_N, len(texts), depth.max_tokens).ravel()
-    return pa.table(columns)
-
-
-def _check(side: paired.Side, batch: paired.PairedBatch, wanted: Sequence[int]) -> None:
-    for layer in wanted:
-        finite_N = side.states[layer].isfinite().all(-1).cpu()
-        if not finite_N.all():
-            first = int((~finite_N).nonzero()[0])
-            raise ValueError(
-                f"{side.checkpoint.name} gives states that are not numbers (NaN or infinite) at layer {layer} in text "
-                f"{int(batch.text_N[first])}, answer position {int(batch.position_N[first])}: nothing can be compared there; "
-                f"check the weights, or load with --dtype float32"
-            )
-
-
-def _transport_by_text(side: paired.Side, wanted: Sequence[int], group_N: Tensor, groups: int, most: int) -> Array:
-    """Mean transport of every text into every wanted layer, radians [L, G]; NaN at layer 0."""
-    picked_N = lens.evenly_spread(torch.bincount(group_N, minlength=groups), most)
-    group_N = group_N[picked_N]
-    mean_LG = np.full((len(wanted), groups), np.nan)
-    found = lens.transport([state[picked_N.to(state.device)] for state in side.states], side.checkpoint.head, wanted)
-    for layer, radians_N in found.items():
-        summed = np.bincount(group_N.numpy(), weights=radians_N.double().cpu().numpy(), minlength=groups)
-        mean_LG[wanted.index(layer)] = summed / np.bincount(group_N.numpy(), minlength=groups)
-    return mean_LG
 
 
 def gradient_shares(base: Checkpoint, tuned: Checkpoint, pairs: Texts, *, beta: float = 0.1) -> dict[str, Any]:
@@ -263,19 +138,6 @@ def gradient_shares(base: Checkpoint, tuned: Checkpoint, pairs: Texts, *, beta: 
 
 
 # --- summary: curves over depth, their intervals, what they say -------------------------------------------------------
-
-
-def curves_of(rows: pa.Table) -> Curves:
-    """The curves of a table of rows: α in each window, then transport; the order of the rows does not matter."""
-    rows = rows.sort_by([("layer", "ascending"), ("text", "ascending")])
-    wanted = np.unique(rows["layer"].to_numpy()).tolist()
-    sides = []
-    for name in SIDES:
-        lists = rows[f"alpha_{name}"].combine_chunks()
-        alpha = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), -1)
-        both = np.column_stack([alpha, rows[f"transport_{name}"].to_numpy()])
-        sides.append(both.reshape(len(wanted), -1, both.shape[1]).swapaxes(0, 1))
-    return curves.curves(sides[0], sides[1], wanted, int(rows["blocks"][0].as_py()))
 
 
 def summarise(
@@ -297,8 +159,8 @@ def summarise(
     few = [row["layer"] for row in table.select(["layer", "too_few_tokens"]).to_pylist() if row["too_few_tokens"]]
     if few:
         caveats.append(
-            f"layers {_ranges(few)} have fewer than {spectrum.TOKENS_PER_DIRECTION} tokens per singular value in some batch: "
-            f"their α is biased upwards (for both checkpoints); give more or longer texts, or a larger batch size"
+            f"layers {_ranges(few)} have fewer than {spectrum.TOKENS_PER_DIRECTION} tokens per singular value in some "
+            f"batch: their α is biased upwards (for both checkpoints); give more or longer texts, or larger batches"
         )
     if found.texts < 2:
         caveats.append("one text only: the intervals are empty, nothing can be said of other texts")
@@ -324,7 +186,8 @@ def _figures(
             change = found.change(curve, unit, terminal=terminal)
             if change is None:
                 missing.append(
-                    f"{name}_{place}_delta is left out: no such layer has a value (α needs five singular values in its window)"
+                    f"{name}_{place}_delta is left out: no such layer has a value (α needs five singular values in its "
+                    f"window)"
                 )
             else:
                 figures[f"{name}_{place}_delta"] = change
@@ -362,22 +225,28 @@ def _localisation(found: Curves, name: str, curve: int, figures: dict[str, Figur
 
 
 def _shape_figures(found: Curves, figures: dict[str, Figure], missing: list[str]) -> None:
-    """Coherence (mean cosine of the turns) and curvature (sum of the turns) of each path through the terminal blocks."""
+    """Coherence (mean cosine of the turns) and curvature (sum of the turns) of the paths through the last blocks."""
     path = list(range(terminal_start(found.blocks) - 1, found.blocks + 1))
     whole = path[0] > 0 and len(path) > 2 and list(found.layers) == list(range(found.blocks + 1))
     if not whole or np.isnan(found.mean_BLC[:, 1:][..., [ALPHA, TRANSPORT]]).any():
-        missing.append(
-            "coherence and curvature are left out: they need every layer, and three or more points up to the last block"
-        )
+        missing.append("coherence and curvature are left out: they need every layer, and two or more terminal blocks")
         return
     for side, name in enumerate(SIDES):
         turns = partial(_turns, side=side, path=path)
-        figures[f"coherence_{name}"] = found.of(lambda c, turns=turns: turns(c).mean(-1), "cosine")
-        figures[f"curvature_{name}"] = found.of(lambda c, turns=turns: np.arccos(turns(c)).sum(-1), "rad")
+        figures[f"coherence_{name}"] = found.of(partial(_mean_cosine, turns), "cosine")
+        figures[f"curvature_{name}"] = found.of(partial(_summed_angle, turns), "rad")
+
+
+def _mean_cosine(turns: Callable[[Array], Array], curves_BLC: Array) -> Array:
+    return turns(curves_BLC).mean(-1)
+
+
+def _summed_angle(turns: Callable[[Array], Array], curves_BLC: Array) -> Array:
+    return np.arccos(turns(curves_BLC)).sum(-1)
 
 
 def _turns(curves_BLC: Array, side: int, path: Sequence[int]) -> Array:
-    """Cosines between successive steps of the points (ℓ/n, α/mean α, transport/mean transport) along a path of layers."""
+    """Cosines between successive steps of the points (ℓ/n, α/mean α, transport/mean transport) along a path."""
     places = np.asarray(path) - 1
     coordinates = []
     for curve in (ALPHA, TRANSPORT):
@@ -400,13 +269,13 @@ def _gradient_figures(
         else:
             figures[name] = Figure(share, "share", gradient["pairs"])
     missing.append(
-        "gradient shares are of the squared gradient norm over the blocks' parameters; embeddings, final norm and head are "
-        "left out of the whole; the shares are of one mean gradient over all pairs, so they carry no interval"
+        "gradient shares are of the squared gradient norm over the blocks' parameters; embeddings, final norm and head "
+        "are left out of the whole; the shares are of one mean gradient over all pairs, so they carry no interval"
     )
 
 
 def _score(found: Curves, figures: dict[str, Figure], missing: list[str]) -> None:
-    """align_delta, and the score last: the mean of tanh(Δ/(4·SE)), coherence and gradient share, of those that exist."""
+    """align_delta, and the score last: mean of tanh(Δ/(4·SE)), coherence and gradient share, of those that exist."""
     places = [found.inside(curve, terminal=True) for curve in (ALPHA, TRANSPORT)]
 
     def aligned(c: Array) -> Array:
@@ -426,8 +295,8 @@ def _score(found: Curves, figures: dict[str, Figure], missing: list[str]) -> Non
     terms += [float(figures[name].value) for name in ("coherence_tuned", "gradient_terminal_share") if name in figures]
     figures["spinal_score"] = Figure(sum(terms) / len(terms), "(convention)", found.texts)
     missing.append(
-        f"spinal_score is the plain mean of {len(terms)} of 3 terms (change against its error, coherence, gradient share): its "
-        f"weights are a convention, since the source does not give them; read the terms first"
+        f"spinal_score is the plain mean of {len(terms)} of 3 terms (change against its error, coherence, gradient "
+        f"share): its weights are a convention, since the source does not give them; read the terms first"
     )
 
 
@@ -473,44 +342,58 @@ def _table(rows: pa.Table, found: Curves, gradient: Mapping[str, Any] | None) ->
 
 
 def _panels(table: pa.Table, windows: pa.Table, gradient: Mapping[str, Any] | None) -> list[Panel]:
+    bands = "with 95 % bands over texts"
+    contraction = partial(
+        Panel, kind="line", x="layer", y="alpha", low="low", high="high", x_title="layer (0: embedding)"
+    )
+    carried = partial(Panel, kind="line", x="layer", y="transport", low="low", high="high", x_title="block")
     panels = [
-        Panel(
-            "Contraction over depth", "Slope of the singular values of the states (larger: fewer directions), with 95 % bands over texts.",
-            "line", _long(table, "alpha", SIDES), x="layer", y="alpha", low="low", high="high", series="checkpoint",
-            x_title="layer (0: embedding)", y_title="contraction α",
+        contraction(
+            "Contraction over depth",
+            f"Slope of the singular values of the states (larger: fewer directions), {bands}.",
+            table=_long(table, "alpha", SIDES), series="checkpoint", y_title="contraction α",
+        ),
+        carried(
+            "Transport over depth",
+            f"How far each block moves the law that the model's own head reads off, {bands}.",
+            table=_long(table, "transport", SIDES), series="checkpoint", y_title="transport (rad)",
+        ),
+        contraction(
+            "What tuning changed in contraction",
+            f"Tuned minus base on the same texts, {bands}: narrower than the two curves' own.",
+            table=_long(table, "alpha", ("delta",)), y_title="change of α",
+        ),
+        carried(
+            "What tuning changed in transport",
+            f"Tuned minus base on the same texts, {bands}.",
+            table=_long(table, "transport", ("delta",)), y_title="change of transport (rad)",
         ),
         Panel(
-            "Transport over depth", "How far each block moves the law that the model's own head reads off, with 95 % bands over texts.",
-            "line", _long(table, "transport", SIDES), x="layer", y="transport", low="low", high="high", series="checkpoint",
-            x_title="block", y_title="transport (rad)",
+            "Does it hang on the window?",
+            "Terminal change of α when it is fitted on other ranks of the spectrum.", "table", windows,
         ),
-        Panel(
-            "What tuning changed in contraction", "Tuned minus base on the same texts, with 95 % bands: narrower than the two curves' own.",
-            "line", _long(table, "alpha", ("delta",)), x="layer", y="alpha", low="low", high="high",
-            x_title="layer (0: embedding)", y_title="change of α",
-        ),
-        Panel(
-            "What tuning changed in transport", "Tuned minus base on the same texts, with 95 % bands.",
-            "line", _long(table, "transport", ("delta",)), x="layer", y="transport", low="low", high="high",
-            x_title="block", y_title="change of transport (rad)",
-        ),
-        Panel("Does it hang on the window?", "Terminal change of α when it is fitted on other ranks of the spectrum.", "table", windows),
     ]  # fmt: skip
     if gradient is not None:
-        blocks = [row for row in table.to_pylist() if row["layer"] > 0]
-        shares = [
-            {"block": str(row["layer"]), "share": row[f"gradient_share_{side}"], "at": f"{side} parameters"}
-            for row in blocks for side in SIDES if row[f"gradient_share_{side}"] is not None
-        ]  # fmt: skip
-        if shares:
-            caption = (
-                f"Share of the squared gradient of the preference loss over {gradient['pairs']:,} pairs, by block."
+        caption = f"Share of the squared gradient of the preference loss over {gradient['pairs']:,} pairs, by block."
+        panels.append(
+            Panel(
+                "Where the preference gradient falls", caption, "bar", _gradient_rows(gradient),
+                x="block", y="share", series="at", x_title="block", y_title="share of the gradient",
             )
-            panels.append(
-                Panel("Where the preference gradient falls", caption, "bar", pa.Table.from_pylist(shares), x="block", y="share", series="at",
-                      x_title="block", y_title="share of the gradient")
-            )  # fmt: skip
+        )  # fmt: skip
     return panels
+
+
+def _gradient_rows(gradient: Mapping[str, Any]) -> pa.Table:
+    rows = [
+        {"block": str(block), "share": float(share), "at": f"{side} parameters"}
+        for side in SIDES
+        for block, share in enumerate(gradient[side], start=1)
+        if np.isfinite(share)
+    ]
+    return pa.Table.from_pylist(
+        rows, schema=pa.schema([("block", pa.string()), ("share", pa.float64()), ("at", pa.string())])
+    )
 
 
 def _long(table: pa.Table, name: str, endings: Sequence[str]) -> pa.Table:
@@ -539,9 +422,10 @@ def _verdict(
 ) -> list[str]:
     if not np.nan_to_num(found.mean_BLC[DELTA]).any():
         return [
-            f"The two checkpoints agree exactly in contraction and transport at every layer, over {found.texts:,} texts: nothing changed."
+            f"The two checkpoints agree exactly in contraction and transport at every layer, over {found.texts:,} "
+            f"texts: nothing changed."
         ]
-    blocks = _ranges([layer for layer in range(terminal_start(found.blocks), found.blocks + 1)])
+    blocks = _ranges(range(terminal_start(found.blocks), found.blocks + 1))
     block = f"block{'' if blocks.isdigit() else 's'} {blocks}"
     sentences = []
     if alpha := figures.get("alpha_terminal_delta"):
@@ -553,7 +437,8 @@ def _verdict(
             else "; more directions carry the states"
         )
         sentences.append(
-            f"In {block}, contraction {_moved(alpha)} over {found.texts:,} texts{meaning}{_elsewhere(figures, 'alpha')}."
+            f"In {block}, contraction {_moved(alpha)} over {found.texts:,} texts{meaning}"
+            f"{_elsewhere(figures, 'alpha')}."
         )
         sentences.append(_localised(block, alpha, figures, windows))
         floor = figures.get("alpha_noise_floor")
@@ -570,9 +455,12 @@ def _verdict(
         sentences.append(f"Transport through {block} {_moved(carried)} rad{remark}{_elsewhere(figures, 'transport')}.")
     if gradient is not None and "gradient_terminal_share" in figures:
         most = int(np.argmax(gradient["tuned"])) + 1
+        terminal, largest = (
+            100 * float(share) for share in (figures["gradient_terminal_share"].value, gradient["tuned"][most - 1])
+        )
         sentences.append(
-            f"The preference gradient falls to {100 * float(figures['gradient_terminal_share'].value):.0f} % on {block}; block "
-            f"{most} takes most of it ({100 * float(gradient['tuned'][most - 1]):.0f} %)."
+            f"The preference gradient falls to {terminal:.0f} % on {block}; block {most} takes most of it "
+            f"({largest:.0f} %)."
         )
     return sentences
 
@@ -598,7 +486,8 @@ def _localised(block: str, alpha: Figure, figures: Mapping[str, Figure], windows
     yes = _certain(alpha) and share is not None and float(share.value) >= LOCALISED
     sentence = f"Contraction localised in {block}: {'yes' if yes else 'no'}"
     if share is not None:
-        sentence += f" (a terminal layer holds {100 * float(share.value):.0f} % of the change of a terminal and another layer together)"
+        held = f"{100 * float(share.value):.0f} %"
+        sentence += f" (a terminal layer holds {held} of the change of a terminal and another layer together)"
     stable = figures.get("window_stable")
     if stable is None:
         return sentence + "."
@@ -698,23 +587,32 @@ def summarise_run(rows: pa.Table, *, notes: Sequence[str] = (), provenance: Mapp
     """The course of a run: figures of its last checkpoint under their usual names, and the largest terminal change."""
     rows = rows.sort_by("step")
     last, n = rows.to_pylist()[-1], len(rows)
+    units = {"alpha": "slope", "transport": "rad", "align": ""}
     figures = {
-        name: Figure(last[name], "slope" if name.startswith("alpha") else "rad" if name.startswith("transport") else "", last["texts"],
-                     last[f"{name}_low"], last[f"{name}_high"])
-        for name in WATCHED if last[name] is not None
-    }  # fmt: skip
+        name: Figure(last[name], units[name.split("_")[0]], last["texts"], last[f"{name}_low"], last[f"{name}_high"])
+        for name in WATCHED
+        if last[name] is not None
+    }
     if last["window_stable"] is not None:
         figures["window_stable"] = Figure(last["window_stable"], "", len(OTHER_WINDOWS) + 1)
     deltas = [value for value in rows["alpha_terminal_delta"].to_pylist() if value is not None]
     if deltas:
         figures["alpha_terminal_delta_max"] = Figure(max(deltas), "slope", len(deltas))
     figures["checkpoints"] = Figure(n, "count", n)
+    course = partial(Panel, kind="line", table=rows, x="step", x_title="step")
     panels = [
-        Panel(title, caption, "line", rows, x="step", y=name, low=f"{name}_low", high=f"{name}_high", x_title="step", y_title=axis)
-        for name, title, caption, axis in (
-            ("alpha_terminal_delta", "Contraction over the run", "Terminal change of α against the base; a steep rise is a sign of over-optimisation.", "change of α"),
-            ("transport_terminal_delta", "Transport over the run", "Terminal change of transport against the base.", "change of transport (rad)"),
-        )
+        course(
+            "Contraction over the run",
+            "Terminal change of α against the base; a steep rise is a sign of over-optimisation.",
+            y="alpha_terminal_delta", low="alpha_terminal_delta_low", high="alpha_terminal_delta_high",
+            y_title="change of α",
+        ),
+        course(
+            "Transport over the run",
+            "Terminal change of transport against the base.",
+            y="transport_terminal_delta", low="transport_terminal_delta_low", high="transport_terminal_delta_high",
+            y_title="change of transport (rad)",
+        ),
     ]  # fmt: skip
     return Result("compare layers", rows, figures, provenance or {}, _run_verdict(rows, deltas), list(notes), panels)
 
@@ -728,7 +626,7 @@ def _run_verdict(rows: pa.Table, deltas: Sequence[float]) -> list[str]:
         if len(steps) > 1
         else f"One checkpoint (step {steps[0]:,})"
     )
-    rising = sum(later > earlier for earlier, later in zip(deltas, deltas[1:], strict=False))
+    rising = sum(later > earlier for earlier, later in pairwise(deltas))
     return [
         f"{span}: terminal contraction stands {deltas[-1]:+.3g} from the base"
         + (

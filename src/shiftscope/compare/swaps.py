@@ -186,7 +186,7 @@ def _controls(sweep: Sweep, direction: str, written: Sequence[Written]) -> dict[
     if not sweep.controls or not chosen.any():
         return {}
     rate = float(chosen.mean())
-    cutoff = float(np.quantile(entropy, 1 - rate))
+    cutoff = round(float(np.quantile(entropy, 1 - rate)), 4)  # rounded: a hair between two batch layouts must not matter
     return {
         "random": (rate, partial(lockstep.at_random, rate=rate)),
         "entropy": (cutoff, partial(lockstep.entropy_above, cutoff_nats=cutoff, of_primary=forward)),

@@ -113,7 +113,7 @@ def summarise(
     if noise_floor is not None:
         figures["noise_floor_js_nats"] = Figure(noise_floor, "nats", len(table))
     panels = [
-        Panel("Texts", "Every answer, token by token; darker is a larger shift.", "texts", table),
+        Panel("Texts", "Every answer, token by token; the stronger the colour, the larger the shift.", "texts", table),
         *_distribution_panels(column),
         *_position_panels(column),
         *_reallocation_panels(table, column),

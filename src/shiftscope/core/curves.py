@@ -63,8 +63,8 @@ class Curves:
         return float(2 * whole_T.std(ddof=1) / np.sqrt(len(whole_T))) if len(whole_T) > 1 else None
 
     def columns(self, name: str, curve: int) -> dict[str, pa.Array]:
-        """`{name}_base`, `_tuned`, `_delta`, each with `_low` and `_high`: one value per layer, null where there is none."""
-        found = {}
+        """`{name}_base`, `_tuned`, `_delta`, each with `_low` and `_high`: one value per layer, null without one."""
+        found: dict[str, pa.Array] = {}
         for side, label in enumerate(("base", "tuned", "delta")):
             mean_L = self.mean_BLC[side, :, curve]
             low_L, high_L = np.quantile(self.boot_SBLC[:, side, :, curve], [0.025, 0.975], axis=0)

@@ -56,7 +56,7 @@ def bhattacharyya(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
 
 
 def fisher_rao(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
-    """Fisher–Rao geodesic distance 2·arccos Σ√(p·q) in radians, within [0, π], exact for small distances (chord form)."""
+    """Fisher–Rao geodesic distance 2·arccos Σ√(p·q) in radians, within [0, π]; chord form, exact for small ones."""
     return arc_of_chord(_squared_chord(logp_BV, logq_BV).sqrt())
 
 
@@ -77,8 +77,10 @@ def entropy_nats(logp_BV: Tensor) -> Tensor:
 def rank(logp_BV: Tensor, ids_B: Tensor) -> Tensor:
     """How many tokens are strictly more probable than ids_B: 0 is the top, ties get the best rank. int64."""
     value_B1 = logp_BV.gather(-1, ids_B[..., None])
-    above = torch.gt(logp_BV, value_B1, out=torch.empty_like(logp_BV, dtype=torch.float32))  # five times as fast as bool
-    return above.sum(-1, dtype=torch.int64 if logp_BV.shape[-1] > 1 << 24 else None).long()
+    rank_B = torch.zeros(ids_B.shape, dtype=torch.int64, device=logp_BV.device)
+    for part in logp_BV.split(1 << 15, dim=-1):  # counted in float32, which on a CPU is four times as fast as in bool
+        rank_B += torch.gt(part, value_B1, out=torch.empty(part.shape, device=part.device)).sum(-1).long()
+    return rank_B
 
 
 def top_k(values_BV: Tensor, k: int, maxima_BM: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -161,7 +163,7 @@ def common_log_softmax(
 
 
 def assert_massless_tail(whole_B: Tensor, common_B: Tensor, common: int, tolerance: float = 1e-3) -> None:
-    """Check log-sum-exps over all ids and over the common ids: the ids beyond must hold at most `tolerance` of the mass.
+    """Check log-sum-exps over all ids and over the common ids: those beyond may hold at most `tolerance` of the mass.
 
     Raises ValueError with the mass found.
     """

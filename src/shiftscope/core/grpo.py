@@ -34,7 +34,7 @@ COLUMNS = ("reward_mean", "zero_variance_share", "kl_to_start_nats", *K3_QUANTIL
 
 @dataclass(frozen=True)
 class Settings:
-    """How to tune: `rollouts` times draw samples answers to each of prompts_per_rollout prompts, then epochs × minibatches updates on them.
+    """How to tune: a rollout draws `samples` answers to each of its prompts, then makes epochs × minibatches updates.
 
     clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high] (DAPO's 0.2 and 0.28).
     decay: the share of the updates, at the end, over which the learning rate falls to zero along a cosine; it is
@@ -68,7 +68,8 @@ class Settings:
             raise ValueError(f"samples is {self.samples}: a group needs at least 2 answers to compare")
         if (self.prompts_per_rollout * self.samples) % self.minibatches:
             raise ValueError(
-                f"{self.prompts_per_rollout} prompts × {self.samples} samples do not divide into {self.minibatches} minibatches"
+                f"{self.prompts_per_rollout} prompts × {self.samples} samples do not divide into {self.minibatches} "
+                f"minibatches"
             )
         for name in ("learning_rate", "temperature"):
             if not getattr(self, name) > 0:
@@ -107,7 +108,8 @@ def tune(
     """
     if len(rows) < settings.prompts_per_rollout:
         raise ValueError(
-            f"there are {len(rows)} prompts and a rollout takes {settings.prompts_per_rollout}: give more or lower `prompts_per_rollout`"
+            f"there are {len(rows)} prompts and a rollout takes {settings.prompts_per_rollout}: give more or lower "
+            f"`prompts_per_rollout`"
         )
     with _own_randomness(), warnings.catch_warnings():
         # trl 1.16 sets and reads the old name of transformers' activation checkpointing
@@ -229,8 +231,9 @@ def _config(folder: Path, settings: Settings) -> Any:
     micro = settings.micro_batch or minibatch // processes
     if settings.prompts_per_rollout % processes or minibatch % (micro * processes):
         raise ValueError(
-            f"{settings.prompts_per_rollout} prompts and minibatches of {minibatch} answers do not divide over {processes} "
-            f"processes with {micro} answers at once: change `prompts_per_rollout`, `minibatches` or `micro_batch`"
+            f"{settings.prompts_per_rollout} prompts and minibatches of {minibatch} answers do not divide over "
+            f"{processes} processes with {micro} answers at once: change `prompts_per_rollout`, "
+            f"`minibatches` or `micro_batch`"
         )
     return GRPOConfig(
         output_dir=str(folder),

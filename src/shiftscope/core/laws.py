@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from shiftscope.core import divergence
+from shiftscope.core.divergence import RUN
 
 DIVERGENCES = ("js_nats", "kl_pq_nats", "kl_qp_nats", "tv", "entropy_p_nats", "entropy_q_nats")
 LOWEST = -1e30  # stands for -inf where a product with probability 0 must be 0
@@ -35,8 +38,9 @@ SAFE_SUM = (1e-12, 1e20)  # sums of exp(logit) in this range need no shift in fl
 class Block:
     """Two laws p and q of the same R rows, as logits with their log-sum-exp. Valid until the next block.
 
-    logits_p_RV, logits_q_RV: in the models' own types. lse_p_R, lse_q_R: float32. values_6R: in the order of DIVERGENCES.
-    maxima_p_RM, maxima_q_RM: largest logit of each run of `divergence.RUN` tokens, None where they were not made.
+    logits_p_RV, logits_q_RV: in the models' own types. lse_p_R, lse_q_R: float32. values_6R: in the order of
+    DIVERGENCES.
+    maxima_p_RM, maxima_q_RM: largest logit of each run of RUN tokens, None where they were not made.
     """
 
     logits_p_RV: Tensor
@@ -89,15 +93,17 @@ class Block:
 class Workspace:
     """The buffers of one block size, reused for every block, and the statistics computed in them.
 
-    compiled: run the second sweep (on an accelerator: all of it) through torch.compile, at one fixed shape.
+    compiled: run the second sweep (on an accelerator or for a small vocabulary all of it) through torch.compile, at one
+    fixed shape.
     """
 
     def __init__(self, rows: int, vocabulary: int, device: torch.device, *, compiled: bool = False) -> None:
         self.rows = rows
         swept = device.type == "cpu" and vocabulary >= SWEPT
         self.sweep = Sweep(vocabulary, compiled=compiled) if swept else None
-        self.maxima = torch.empty(2, rows, vocabulary // divergence.RUN if swept else 0, device=device)
-        self.dense = torch.compile(dense) if compiled and not swept else dense
+        self.maxima = torch.empty(2, rows, vocabulary // RUN if swept else 0, device=device)
+        self.compiled = compiled and not swept
+        self.dense = torch.compile(dense, dynamic=False) if self.compiled else dense
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -105,9 +111,15 @@ class Workspace:
         return [self.maxima, *([] if self.sweep is None else self.sweep.buffers)]
 
     def laws(self, logits_p_RV: Tensor, logits_q_RV: Tensor) -> Block:
-        """Both laws and their statistics from logits of any float type; a NaN or +inf logit spoils its row's log-sum-exp."""
+        """Both laws and their statistics from logits of any float type.
+
+        A NaN or +inf logit makes its row's log-sum-exp NaN or infinite.
+        """
         if self.sweep is None:
-            found = self.dense(logits_p_RV, logits_q_RV)
+            # compiled code has one shape for all blocks: a shorter one is filled up
+            missing = self.rows - len(logits_p_RV) if self.compiled else 0
+            filled = [pad(logits, (0, 0, 0, missing)) for logits in (logits_p_RV, logits_q_RV)]
+            found = self.dense(*filled)[:, : len(logits_p_RV)]
             return Block(logits_p_RV, logits_q_RV, found[0], found[1], found[2:])
         maxima_p, maxima_q = self.maxima[:, : len(logits_p_RV)]
         rows = zip(logits_p_RV, logits_q_RV, maxima_p, maxima_q, strict=True)
@@ -127,7 +139,9 @@ class Sweep:
 
     def __init__(self, vocabulary: int, *, compiled: bool = False) -> None:
         count = math.ceil(vocabulary / TILE)
-        width = math.ceil(vocabulary / count / divergence.RUN) * divergence.RUN  # even tiles of whole runs
+        width = math.ceil(vocabulary / count / RUN) * RUN  # even tiles of whole runs
+        self.maxima = torch.zeros(2, vocabulary // RUN)
+        self.tile_maxima = [maxima.split(width // RUN) for maxima in self.maxima]
         self.exp_p, self.exp_q, self.copy_p, self.copy_q = (torch.zeros(vocabulary) for _ in range(4))
         self.spare = [torch.zeros(width) for _ in range(3)]
         self.curved = torch.compile(curved_sums, dynamic=False) if compiled else None
@@ -142,7 +156,7 @@ class Sweep:
     @property
     def buffers(self) -> list[Tensor]:
         """Every tensor that the sweep keeps."""
-        return [self.exp_p, self.exp_q, self.copy_p, self.copy_q, *self.spare]
+        return [self.exp_p, self.exp_q, self.copy_p, self.copy_q, self.maxima, *self.spare]
 
     def __call__(self, logits_p_V: Tensor, logits_q_V: Tensor, maxima_p_M: Tensor, maxima_q_M: Tensor) -> list[float]:
         """[lse_p, lse_q, *DIVERGENCES] of a row; writes the largest logit of each run into the two maxima."""
@@ -151,17 +165,19 @@ class Sweep:
             for logits, copy in ((logits_p_V, self.copy_p), (logits_q_V, self.copy_q))
         )
         found = self._row(logits_p, logits_q)
-        largest(logits_p, maxima_p_M)
-        largest(logits_q, maxima_q_M)
+        maxima_p_M.copy_(self.maxima[0])
+        maxima_q_M.copy_(self.maxima[1])
         return found if all(map(math.isfinite, found)) else self._careful_row(logits_p, logits_q)
 
     def _row(self, logits_p_V: Tensor, logits_q_V: Tensor, *, careful: bool = False) -> list[float]:
         """The row's numbers, some NaN where exp overflows, a logit is -inf, or both laws underflow at a token."""
         sums = [0.0] * 6
-        tiles = zip(self.tiles, logits_p_V.split(self.width), logits_q_V.split(self.width), strict=True)
-        for (p, q, difference, *_), zp, zq in tiles:
+        tiles = zip(self.tiles, self._split(logits_p_V), self._split(logits_q_V), *self.tile_maxima, strict=True)
+        for (p, q, difference, *_), (zp, runs_p), (zq, runs_q), maxima_p, maxima_q in tiles:
             torch.exp(zp, out=p)
             torch.exp(zq, out=q)
+            torch.amax(runs_p, -1, out=maxima_p)
+            torch.amax(runs_q, -1, out=maxima_q)
             torch.sub(zp, zq, out=difference)
             terms = (p.sum(), q.sum(), p.dot(zp), q.dot(zq), p.dot(difference), q.dot(difference))
             sums = [total + term.item() for total, term in zip(sums, terms, strict=True)]
@@ -173,8 +189,13 @@ class Sweep:
         kl_pq, kl_qp = p_difference / sum_p - lse_p + lse_q, lse_p - lse_q - q_difference / sum_q
         return [lse_p, lse_q, js / sum_p, kl_pq, kl_qp, tv / sum_p, lse_p - p_zp / sum_p, lse_q - q_zq / sum_q]
 
+    def _split(self, logits_V: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The tiles of a row, each flat and as whole runs."""
+        runs = logits_V[: self.maxima.shape[1] * RUN].view(-1, RUN)
+        return zip(logits_V.split(self.width), runs.split(self.width // RUN), strict=True)
+
     def _curved(self, ratio: float, careful: bool) -> tuple[float, float]:
-        """JS and TV times the sum of p, from the unnormalised laws of the first sweep; q is `ratio` times its buffer."""
+        """JS and TV times Σp from the unnormalised laws of the first sweep; q is `ratio` times its buffer."""
         if self.curved is not None:
             js, tv = self.curved(self.exp_p, self.exp_q, torch.tensor(ratio)).tolist()
             return js, tv
@@ -205,15 +226,9 @@ class Sweep:
             p.clamp_(min=LOWEST)
             q.clamp_(min=LOWEST)
         found = self._row(p, q, careful=True)
-        found[:2] = [lse + shift for lse, shift in zip(found, shifts)]
-        found[3:5] = [math.inf if endless else kl for endless, kl in zip(infinite, found[3:5])]
+        found[:2] = [lse + shift for lse, shift in zip(found[:2], shifts, strict=True)]
+        found[3:5] = [math.inf if endless else kl for endless, kl in zip(infinite, found[3:5], strict=True)]
         return found
-
-
-def largest(logits_V: Tensor, maxima_M: Tensor) -> None:
-    """Write the largest logit of each whole run of `divergence.RUN` tokens."""
-    runs = len(maxima_M)
-    torch.amax(logits_V[: runs * divergence.RUN].view(runs, divergence.RUN), -1, out=maxima_M)
 
 
 def curved_sums(p_V: Tensor, q_V: Tensor, ratio: Tensor) -> Tensor:
@@ -226,7 +241,7 @@ def curved_sums(p_V: Tensor, q_V: Tensor, ratio: Tensor) -> Tensor:
 
 
 def dense(logits_p_RV: Tensor, logits_q_RV: Tensor) -> Tensor:
-    """[lse_p, lse_q, *DIVERGENCES] of whole blocks, [8, R]: for accelerators and small vocabularies; takes any logits."""
+    """[lse_p, lse_q, *DIVERGENCES] of whole blocks, [8, R], for any logits: accelerators and small vocabularies."""
     logits_p, logits_q = logits_p_RV.float(), logits_q_RV.float()
     lse_p, lse_q = logits_p.logsumexp(-1, keepdim=True), logits_q.logsumexp(-1, keepdim=True)
     logp, logq = logits_p - lse_p, logits_q - lse_q
@@ -237,7 +252,8 @@ def dense(logits_p_RV: Tensor, logits_q_RV: Tensor) -> Tensor:
     kl_pq = torch.where(p > 0, p * (logp - logq), 0).sum(-1)
     kl_qp = torch.where(q > 0, q * (logq - logp), 0).sum(-1)
     entropy_p, entropy_q = (-torch.where(law > 0, law * log, 0).sum(-1) for law, log in ((p, logp), (q, logq)))
-    return torch.stack([lse_p[:, 0], lse_q[:, 0], js, kl_pq, kl_qp, 0.5 * difference.abs().sum(-1), entropy_p, entropy_q])
+    tv = 0.5 * difference.abs().sum(-1)
+    return torch.stack([lse_p[:, 0], lse_q[:, 0], js, kl_pq, kl_qp, tv, entropy_p, entropy_q])
 
 
 def compiler_available() -> bool:

@@ -22,7 +22,7 @@ CHUNK_ROWS = (
 
 @torch.no_grad()
 def transport(states: Sequence[Tensor], head: Head, wanted: Sequence[int]) -> dict[int, Tensor]:
-    """Fisher–Rao distance, radians [N] in [0, π], that each wanted block moves the law that the head reads off its state.
+    """Fisher–Rao distance, radians [N] in [0, π], by which each wanted block moves the law read off its state.
 
     states: [n_blocks + 1] of [N, d], before the final norm. Streams over chunks of rows; two laws exist at a time.
     """

@@ -119,8 +119,7 @@ class Scorer:
         common = min(sizes)
         device = batch.base.rows_ND.device
         if self._workspace is None:
-            rows = block_rows(common, device)
-            self._workspace = Workspace(rows, common, device, compiled=self.compiled)
+            self._workspace = Workspace(block_rows(common, device), common, device, compiled=self.compiled)
             dtypes = (batch.base.rows_ND.dtype, batch.tuned.rows_ND.dtype)
             self._chunks = [torch.empty(CHUNK_ROWS, V, dtype=dt, device=device) for V, dt in zip(sizes, dtypes, strict=True)]
         workspace, N = self._workspace, len(batch.token_N)

@@ -71,7 +71,8 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
     deep_values, deep_ids = block.top_p(depth)
     tuned_values, tuned_ids = block.top_q(K)
     deep_tuned, top1_tuned = block.logq_at(deep_ids), tuned_ids[:, 0]
-    logp_asked, logq_asked = block.logp_at(torch.cat([emitted_R[:, None], tuned_ids], 1)), block.logq_at(emitted_R[:, None])
+    logp_asked = block.logp_at(torch.cat([emitted_R[:, None], tuned_ids], 1))
+    logq_asked = block.logq_at(emitted_R[:, None])
     found = {
         "js_nats": values["js_nats"],
         "kl_base_tuned_nats": values["kl_pq_nats"],
@@ -105,7 +106,7 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
 
 
 def listed_rank(logits_RV: Tensor, top_ids_RK: Tensor, ids_R: Tensor) -> Tensor:
-    """`divergence.rank`, read off the top list where the token's value lies in it; int32. Only other rows are counted."""
+    """`divergence.rank`, read off the top list where the token lies in it; int32. Only other rows are counted."""
     value_R1 = logits_RV.gather(-1, ids_R[:, None])
     rank_R = (logits_RV.gather(-1, top_ids_RK) > value_R1).sum(-1)
     for row in (rank_R == top_ids_RK.shape[-1]).nonzero()[:, 0].tolist():

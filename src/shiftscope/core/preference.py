@@ -71,8 +71,9 @@ def padded(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -
 def read(
     source: str | Path | Iterable[Mapping[str, Any]], checkpoint: Checkpoint, limit: int | None = None
 ) -> list[Preference]:
-    """Read preference pairs, in the ids of a checkpoint's tokenizer: jsonl or parquet with `prompt`, `chosen` and `rejected`, or such records in memory.
+    """Read preference pairs, in the ids of a checkpoint's tokenizer.
 
+    source: jsonl or parquet with `prompt`, `chosen` and `rejected`, or such records in memory.
     Raises ValueError naming the record that is malformed, and for a source without records.
     """
     name = str(source) if isinstance(source, str | Path) else "the given pairs"
@@ -99,11 +100,11 @@ def read(
 def block_gradient_squares(
     policy: Checkpoint, reference: Checkpoint, pairs: Sequence[Preference], *, beta: float = 0.1, batch_size: int = 16
 ) -> Tensor:
-    """Squared gradient norm of the mean DPO loss over pairs, summed over the parameters of every block: [n_blocks], float64.
+    """Squared gradient norm of the mean DPO loss over pairs, summed over the parameters of each block: [n_blocks].
 
-    policy: the model whose parameters the gradient is taken at; reference: its anchor. Embeddings, final norm and head are
-    no block and have no entry. The policy's own `grad` and `requires_grad` are not touched: the gradient is taken on
-    detached views of its weights.
+    policy: the model whose parameters the gradient is taken at; reference: its anchor. Embeddings, final norm and head
+    are no block and have no entry. The policy's own `grad` and `requires_grad` are not touched: the gradient is taken
+    on detached views of its weights. float64.
     """
     views, owners = _block_views(policy)
     sums = [torch.zeros_like(view) for view in views.values()]
@@ -124,7 +125,7 @@ def block_gradient_squares(
 
 
 def _block_views(checkpoint: Checkpoint) -> tuple[dict[str, Tensor], list[int]]:
-    """Detached views of every block's parameters that collect gradients, by name, and the block that each belongs to."""
+    """Detached views of every block's parameters that collect gradients, by name, and the block of each."""
     block_of = {id(p): number for number, block in enumerate(checkpoint.head.blocks) for p in block.parameters()}
     named = [
         (name, p) for name, p in checkpoint.model.named_parameters() if id(p) in block_of and p.is_floating_point()

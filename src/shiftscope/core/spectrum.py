@@ -1,10 +1,10 @@
-"""Spectral contraction: how fast the singular values of a matrix of hidden states fall, and what each row adds to that.
+"""Spectral contraction: how fast the singular values of a matrix of hidden states fall, and each row's part in that.
 
-α = −d ln σ_k / d ln k over a window of ranks (k from 1, σ falling): larger means that fewer directions carry the states.
-Source: arXiv 2601.06238 (α); the window, the centring and the rank rule are decisions, since the source leaves them open.
-Rank rule: σ_k counts where it exceeds σ_1·max(N, d)·eps of float64 and eps·(rms of the median column)·(√N + √d) with eps
-of the states' own type: four times what independent rounding errors leave, for tokens repeat and their errors with them.
-Without it the embedding's states of a few distinct tokens would have directions made of rounding alone.
+α = −d ln σ_k / d ln k over a window of ranks (k from 1, σ falling): larger means that fewer directions carry the
+states. Source: arXiv 2601.06238 (α); the window, the centring and the rank rule are decisions, since the source leaves
+them open. Rank rule: σ_k counts where it exceeds σ_1·max(N, d)·eps of float64 and eps·(rms of the median column)·(√N +
+√d) with eps of the states' own type: four times what independent rounding errors leave, for tokens repeat and their
+errors with them. Without it the embedding's states of a few distinct tokens would have directions made of rounding.
 """
 
 # N rows (tokens), d width, R singular values kept, W windows, G groups of rows (texts)
@@ -46,10 +46,10 @@ class Contraction:
 def contraction(states_ND: Tensor, windows: Sequence[Window], *, centre: bool = True) -> Contraction:
     """Fit α in every window of the spectrum of a matrix of hidden states, in float64.
 
-    states_ND: any float type. windows: fractions (low, high) of the kept ranks. centre: remove the mean state first, which
-    else makes up σ_1.
-    The influence is exact calculus: with row weights w, ∂ ln σ_k/∂w_n = u_nk²/2 at w = 1 (the mean moves only in second
-    order), and α is linear in ln σ. It takes the place of one new spectrum per bootstrap sample.
+    states_ND: any float type. windows: fractions (low, high) of the kept ranks. centre: remove the mean state first,
+    which else makes up σ_1.
+    The influence is exact calculus: with row weights w, ∂ ln σ_k/∂w_n = u_nk²/2 at w = 1 (the mean moves only in
+    second order), and α is linear in ln σ. It takes the place of one new spectrum per bootstrap sample.
     """
     sigma_R, left_NR = singular(states_ND, centre=centre)
     rank, rows = len(sigma_R), states_ND.shape[0]
@@ -90,7 +90,7 @@ def window_ranks(rank: int, low: float, high: float) -> tuple[int, int]:
 
 
 def slope_weights(rank: int, low: float, high: float) -> Tensor:
-    """c [R] with Σ c_k·y_k the least-squares slope of y on ln k in a window; all 0 where it has fewer than five ranks."""
+    """c [R] with Σ c_k·y_k the least-squares slope of y on ln k in a window; all 0 with fewer than five ranks in it."""
     first, last = window_ranks(rank, low, high)
     weights_R = torch.zeros(rank, dtype=torch.float64)
     if last - first + 1 >= LEAST_POINTS:
@@ -108,7 +108,7 @@ def check_window(window: Window) -> None:
 
 
 def by_group(influence_WN: Tensor, group_N: Tensor, groups: int) -> Tensor:
-    """Influence of whole groups of rows (the tokens of one text together), [W, G]. group_N: int64 within 0..groups-1."""
+    """Influence of whole groups of rows (the tokens of one text), [W, G]. group_N: int64 within 0..groups-1."""
     summed_WG = influence_WN.new_zeros(influence_WN.shape[0], groups)
     return summed_WG.index_add_(1, group_N.to(influence_WN.device), influence_WN)
 

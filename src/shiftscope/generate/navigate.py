@@ -1,15 +1,15 @@
 """Navigation: mine a model for many different answers, by listing what was found and asking for the next one.
 
 A next-token law is right at its top and full of look-alikes below. What was found is written into the prompt as a list:
-the query moves away from those keys, and the best first token not yet tried is taken there. That context only chooses the
-first token; the item itself is completed in the plain context, so that the list cannot corrupt it (`regular`). For
+the query moves away from those keys, and the best first token not yet tried is taken there. That context only chooses
+the first token; the item itself is completed in the plain context, so that the list cannot corrupt it (`regular`). For
 reasoning, the items are whole ways of solving, and their answers vote.
 
 Source: arXiv 2410.02284 (its remedy, for lists and for chains of thought). The diagnosis is `compare keys`.
-Deviation: first tokens are excluded by id by default (`exclude="string"` is the authors' rule); tokens that cannot open an
-item are masked and counted; an item without its end is a failure and is never listed; repeated items are dropped by their
-normalised text and count as wrong; a list that outgrows the context loses its oldest items. `mapk` is the authors' mean of
-running precisions, `average_precision` the textbook's.
+Deviation: first tokens are excluded by id by default (`exclude="string"` is the authors' rule); tokens that cannot open
+an item are masked and counted; an item without its end is a failure and is never listed; repeated items are dropped by
+their normalised text and count as wrong; a list that outgrows the context loses its oldest items. `mapk` is the
+authors' mean of running precisions, `average_precision` the textbook's.
 """
 
 # V vocabulary, k probes of one arm and prompt
@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from shiftscope.core import answers, completion, corpus, listing, probing, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint, opened
-from shiftscope.core.completion import Completion, Prefix
 from shiftscope.core.corpus import Template, Text
 from shiftscope.core.listing import ListFormat
+from shiftscope.core.mining import Miner, Navigation, Walk, survey, walk
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.verifiers import Verifier
@@ -57,49 +57,6 @@ LAWS = pa.schema(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Navigation:
-    """How answers are mined (defaults of the paper; those that are None differ between lists and thoughts).
-
-    mode: lists of items, or thoughts (ways of solving whose answers vote). rounds: how often the list is shown (10; 4 for
-    thoughts). per_round: first tokens tried each time (10; 1 for thoughts). max_item_tokens: longest item (64; 256).
-    regular: complete items in the plain context, not after the list. exclude: first tokens tried before are excluded by
-    id, or by their text. most_listed: never list more items than this. control: also navigate by the items of another
-    prompt. survey: with a verifier, ranks of the plain law that are judged, to know which tokens are right (lists only).
-    """
-
-    mode: Literal["lists", "thoughts"] = "lists"
-    rounds: int | None = None
-    per_round: int | None = None
-    max_item_tokens: int | None = None
-    regular: bool = True
-    exclude: Literal["id", "string"] = "id"
-    most_listed: int | None = None
-    control: bool = False
-    survey: int = 100
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("lists", "thoughts") or self.exclude not in ("id", "string"):
-            raise ValueError(f"mode {self.mode!r}, exclude {self.exclude!r}: need lists or thoughts, id or string")
-        for name in ("rounds", "per_round", "max_item_tokens", "most_listed"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
-        lists = self.mode == "lists"
-        for name, default in (
-            ("rounds", 10 if lists else 4),
-            ("per_round", 10 if lists else 1),
-            ("max_item_tokens", 64 if lists else 256),
-        ):
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, default)
-
-    @property
-    def budget(self) -> int:
-        """Probes of one arm for one prompt."""
-        return int(self.rounds or 0) * int(self.per_round or 0)
-
-
 def navigate(
     model: str | Checkpoint,
     *,
@@ -108,7 +65,7 @@ def navigate(
     verifier: str | Verifier | None = None,
     template: Template = "plain",
     navigation: Navigation = Navigation(),
-    form: ListFormat | None = None,
+    form: ListFormat = listing.LISTS,
     loading: Loading = Loading(),
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
@@ -121,12 +78,12 @@ def navigate(
     limit: only the first records.
     verifier: module:function, regex:PATTERN or exact; judges every item (the voted answer's text for thoughts).
     template: plain, chat or frame; but for plain, the list stands in the answer.
-    form: how the list is written; None takes a numbered list of quoted items, or headings for thoughts.
+    form: how the list is written; the default, a numbered list of quoted items, gives way to headings for thoughts.
     Returns a Result whose table has one row per probe.
     Raises ValueError, in one sentence, for malformed prompts, a prompt beyond the context, and NaN logits.
     """
     checkpoint = opened(model, dtype=loading.dtype, device=loading.device)
-    form = form or (listing.LISTS if navigation.mode == "lists" else listing.THOUGHTS)
+    form = listing.THOUGHTS if navigation.mode == "thoughts" and form == listing.LISTS else form
     parts = parts or Parts()
     settings = answers.provenance(
         checkpoint, prompts=prompts, limit=limit, verifier=probing.named(verifier), template=template,
@@ -145,95 +102,6 @@ def navigate(
     return summarise(rows["probes"], rows["laws"], texts, navigation=navigation, provenance=settings)
 
 
-@dataclass
-class Miner:
-    """One model with how it is mined; remembers the navigation of each prompt, which is also its neighbour's control."""
-
-    checkpoint: Checkpoint
-    navigation: Navigation
-    form: ListFormat
-    template: Template
-    batch_size: int
-    closed_V: NDArray[np.bool_] = field(init=False)
-    walks: dict[int, Walk] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.closed_V = completion.cannot_open(self.checkpoint, self.form.stop)
-
-    def context(self, text: Text, items: Sequence[str]) -> tuple[Prefix, int]:
-        """The prompt with these items listed, read; and how many of them were left out."""
-        settings = self.navigation
-        room = 1 if settings.regular else int(settings.max_item_tokens or 1)
-        ids, left_out = listing.context_ids(
-            self.checkpoint, text, items, self.form, template=self.template, room=room, most=settings.most_listed
-        )
-        return completion.read(self.checkpoint, ids), left_out
-
-    def complete(self, prefix: Prefix, firsts: Sequence[int]) -> list[Completion]:
-        return completion.complete(
-            self.checkpoint, prefix, firsts, max_tokens=int(self.navigation.max_item_tokens or 1), stop=self.form.stop,
-            batch_size=self.batch_size,
-        )  # fmt: skip
-
-    def navigated(self, text: Text) -> Walk:
-        """The navigation of a prompt by its own items, computed once."""
-        if text.text not in self.walks:
-            self.walks[text.text] = walk(self, text, "navigate", lambda _, own: own)
-        return self.walks[text.text]
-
-
-@dataclass(frozen=True)
-class Walk:
-    """One arm on one prompt. probes: rows of PROBES; before: items found before each round; laws: the law of each."""
-
-    probes: Sequence[dict[str, Any]]
-    before: Sequence[Sequence[str]]
-    laws: Sequence[Prefix]
-
-
-def walk(miner: Miner, text: Text, arm: str, listed: Callable[[int, list[str]], Sequence[str]]) -> Walk:
-    """Round by round: list items, take the best first tokens not tried yet, complete each, keep what is new.
-
-    listed: (round, own items so far) -> the items to show. Own items give navigation, none the plain ranking.
-    """
-    settings, tokenizer = miner.navigation, miner.checkpoint.tokenizer
-    plain, _ = miner.context(text, [])
-    tried: set[int | str] = set()
-    own, seen, probes, before, laws = list[str](), set[str](), list[dict[str, Any]](), [], []
-    for number in range(int(settings.rounds or 0)):
-        items = list(listed(number, own))
-        prefix, left_out = miner.context(text, items) if items else (plain, 0)
-        before.append(list(own))
-        laws.append(prefix)
-        logp_V = prefix.logits_V.log_softmax(-1)
-        order, masked = completion.ranked(prefix.logits_V, miner.closed_V)
-        chosen = []
-        for place, token in enumerate(order.tolist()):
-            key = token if settings.exclude == "id" else str(tokenizer.decode([token]))
-            if key not in tried:
-                tried.add(key)
-                chosen.append((place, token))
-            if len(chosen) == settings.per_round:
-                break
-        done = miner.complete(plain if settings.regular else prefix, [token for _, token in chosen])
-        for (place, token), answer in zip(chosen, done, strict=True):
-            item = answer.text.strip() if settings.mode == "lists" else answer.text.rstrip()
-            failed = not item.strip() or (settings.mode == "lists" and answer.ended == "length")
-            repeated = not failed and listing.normalised(item) in seen
-            probes.append(
-                {
-                    "text": text.text, "arm": arm, "probe": len(probes) + 1, "round": number, "token_id": token,
-                    "rank": place + 1, "probability": float(logp_V[token].exp()), "item": item, "failed": failed,
-                    "repeated": repeated, "listed": len(items) - left_out, "left_out": left_out,
-                    "masked": int(masked[place]),
-                }
-            )  # fmt: skip
-            if not failed and not repeated:
-                seen.add(listing.normalised(item))
-                own = [*own, item]
-    return Walk(probes, before, laws)
-
-
 def mined(miner: Miner, texts: Sequence[Text], index: int, judge: Verifier | None) -> dict[str, pa.Table]:
     """Every arm on one prompt, judged: the rows of PROBES, and the laws that each context gave."""
     text, settings = texts[index], miner.navigation
@@ -243,12 +111,12 @@ def mined(miner: Miner, texts: Sequence[Text], index: int, judge: Verifier | Non
         walks["control"] = walk(miner, text, "control", lambda number, own: donor.before[number])
     probes = [probe for arm in walks.values() for probe in arm.probes]
     if judge and settings.mode == "lists":
-        probes += _survey(miner, text, walks["plain"])
+        probes += survey(miner, text, walks["plain"])
     if settings.mode == "thoughts":
         _answer(miner, text, probes)
     for probe in probes:
         given = probe["item"] if settings.mode == "lists" else probe["answer"]
-        wrong = probe["failed"] or (probe["repeated"] and settings.mode == "lists")
+        wrong = probe["failed"] or not given or (probe["repeated"] and settings.mode == "lists")
         probe["reward"] = None if judge is None else 0.0 if wrong else judge(text.prompt, given, text.reference)
     piece_of = corpus.pieces(miner.checkpoint.tokenizer, (probe["token_id"] for probe in probes))
     for probe in probes:
@@ -257,27 +125,6 @@ def mined(miner: Miner, texts: Sequence[Text], index: int, judge: Verifier | Non
         "probes": pa.Table.from_pylist(probes, schema=PROBES),
         "laws": pa.Table.from_pylist(_laws(miner, text, walks, probes), schema=LAWS),
     }
-
-
-def _survey(miner: Miner, text: Text, plain: Walk) -> list[dict[str, Any]]:
-    """Probes of the plain ranking beyond the budget, so that which tokens are right is known apart from any arm."""
-    order, masked = completion.ranked(plain.laws[0].logits_V, miner.closed_V)
-    tried = {probe["token_id"] for probe in plain.probes}
-    places = [place for place, token in enumerate(order[: miner.navigation.survey].tolist()) if token not in tried]
-    seen = {listing.normalised(probe["item"]) for probe in plain.probes}
-    rows = []
-    for place, answer in zip(places, miner.complete(plain.laws[0], order[places].tolist()), strict=True):
-        item = answer.text.strip()
-        repeated = listing.normalised(item) in seen
-        seen.add(listing.normalised(item))
-        rows.append(
-            {
-                "text": text.text, "arm": "survey", "probe": place + 1, "round": -1, "token_id": int(order[place]),
-                "rank": place + 1, "item": item, "failed": not item or answer.ended == "length", "repeated": repeated,
-                "listed": 0, "left_out": 0, "masked": int(masked[place]),
-            }
-        )  # fmt: skip
-    return rows
 
 
 def _answer(miner: Miner, text: Text, probes: Sequence[dict[str, Any]]) -> None:
@@ -472,21 +319,7 @@ def _panels(arms: Arms, laws: pa.Table, texts: Sequence[Text], judged: bool) -> 
         for what, (title, axis) in titles.items()
         if judged or what == "items"
     ]  # fmt: skip
-    bars = [
-        {"keys": what.replace("_", " "), "context": ARMS[context]}
-        | {"mass": figure.value, "low": figure.low, "high": figure.high}
-        for context in ARMS
-        for what in ("explored", "unexplored_right")
-        if (figure := _law_figures(laws).get(f"mass_{what}_{context}")) is not None
-    ]
-    if bars:
-        panels.append(
-            Panel(
-                "Where the probability goes", "Mass on keys explored so far and on right ones that are not, by context.",
-                "bar", pa.Table.from_pylist(bars), x="keys", y="mass", low="low", high="high", series="context",
-                x_title="keys", y_title="probability",
-            )
-        )  # fmt: skip
+    panels += _law_panels(laws)
     prompt_of = {text.text: text.prompt for text in texts}
     found = [
         {"prompt": prompt_of[rows[0]["text"]], "arm": ARMS[arm], "items": " · ".join(_new_items(rows))}
@@ -497,6 +330,34 @@ def _panels(arms: Arms, laws: pa.Table, texts: Sequence[Text], judged: bool) -> 
     return [*panels, Panel("What was found", caption, "table", pa.Table.from_pylist(found))]
 
 
+def _law_panels(laws: pa.Table) -> list[Panel]:
+    """Mass on explored keys, and on right ones not yet explored, as the list grows, under every context."""
+    rows, panels = laws.to_pylist(), []
+    for column, title, caption in (
+        ("mass_explored", "Does listing free the probability?", "Mass on the keys explored so far."),
+        ("mass_right", "Does it reach what is missing?", "Mass on right keys (by the survey) not yet explored."),
+    ):
+        points = []
+        for context in ARMS:
+            for number in sorted({row["round"] for row in rows}):
+                here = [row for row in rows if (row["context"], row["round"]) == (context, number)]
+                kept = [(row[column], row["text"]) for row in here if row[column] is not None]
+                if kept:
+                    found = statistics.mean_figure([k[0] for k in kept], [k[1] for k in kept], unit="", samples=300)
+                    explored = float(np.mean([row["explored"] for row in here]))
+                    point = {"explored": explored, "context": ARMS[context], "mass": found.value}
+                    points.append(point | {"low": found.low, "high": found.high})
+        if points:
+            panels.append(
+                Panel(
+                    title, f"{caption} Mean over prompts, 95 % bands.", "line", pa.Table.from_pylist(points),
+                    x="explored", y="mass", low="low", high="high", series="context", x_title="items listed",
+                    y_title="probability",
+                )
+            )  # fmt: skip
+    return panels
+
+
 def _new_items(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [row["item"].strip() for row in rows if not row["failed"] and not row["repeated"]]
 
@@ -505,31 +366,30 @@ def _verdict(figures: Mapping[str, Figure], navigation: Navigation, judged: bool
     def shown(name: str, scale: float = 1.0) -> str:
         return f"{scale * float(figures[name].value):.3g}"
 
-    budget = navigation.budget
-    sentences = [
-        f"{budget} probes a prompt found {shown('distinct_items_navigate')} different items by navigation and "
-        f"{shown('distinct_items_plain')} by the plain ranking."
-    ]
+    budget, sentences = navigation.budget, []
     if judged and navigation.mode == "lists":
         gain = figures["precision_gain_over_plain"]
-        names = [f"precision_at_{budget}_{arm}" for arm in ("navigate", "plain")]
-        sentence = (
-            f"{shown(names[0], 100)} % of the probes are right by navigation, {shown(names[1], 100)} % by the plain ranking "
+        own, plain, control = (f"precision_at_{budget}_{arm}" for arm in ARMS)
+        listed = f"; {shown(control, 100)} % with another prompt's items" if control in figures else ""
+        sentences.append(
+            f"{shown(own, 100)} % of the probes are right by navigation, {shown(plain, 100)} % by the plain ranking "
             f"(difference {100 * float(gain.value):.2g} points [{100 * float(gain.low or 0):.2g}, "
-            f"{100 * float(gain.high or 0):.2g}])"
+            f"{100 * float(gain.high or 0):.2g}]){listed}."
         )
-        control = f"precision_at_{budget}_control"
-        sentences.insert(0, sentence + (f"; {shown(control, 100)} % with another prompt's items." if control in figures else "."))
     elif judged:
-        sentences.insert(
-            0,
-            f"The vote over {budget} ways is right for {shown('vote_accuracy_navigate', 100)} % of the prompts by navigation, "
-            f"{shown('vote_accuracy_plain', 100)} % by the plain ranking of first tokens.",
+        sentences.append(
+            f"The vote over {budget} ways is right for {shown('vote_accuracy_navigate', 100)} % of the prompts by "
+            f"navigation, {shown('vote_accuracy_plain', 100)} % by the plain ranking of first tokens."
         )
+    sentences.append(
+        f"{budget} probes a prompt found {shown('distinct_items_navigate')} different items by navigation and "
+        f"{shown('distinct_items_plain')} by the plain ranking."
+    )
     if {"mass_explored_plain", "mass_explored_navigate"} <= figures.keys():
-        control = f" ({shown('mass_explored_control')} with another prompt's items)" if "mass_explored_control" in figures else ""
+        other = "mass_explored_control"
+        listed = f" ({shown(other)} with another prompt's items)" if other in figures else ""
         sentences.append(
             f"Listing what was found takes the probability of those keys from {shown('mass_explored_plain')} to "
-            f"{shown('mass_explored_navigate')}{control}."
+            f"{shown('mass_explored_navigate')}{listed}."
         )
     return sentences

@@ -285,10 +285,10 @@ def _bar(panel: Panel, chart: alt.Chart) -> Any:
         place["yOffset" if lying else "xOffset"] = (
             alt.YOffset("series:N", sort=None) if lying else alt.XOffset("series:N", sort=None)
         )
-    bars = chart.mark_bar().encode(**place, **{f"{along}2": floor}, color=_series(panel), tooltip=_tooltip(panel))
     if lying:
         groups = len(set(panel.table[panel.series].to_pylist())) if panel.series else 1
-        bars = bars.properties(height=len(labels) * (8 + 14 * groups))
+        chart = chart.properties(height=len(labels) * (8 + 14 * groups))
+    bars = chart.mark_bar().encode(**place, **{f"{along}2": floor}, color=_series(panel), tooltip=_tooltip(panel))
     if not (panel.low and panel.high):
         return bars
     ends = {along: (alt.X if lying else alt.Y)("low:Q", title=value["title"], scale=scale), f"{along}2": "high:Q"}

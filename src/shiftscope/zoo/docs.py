@@ -104,8 +104,8 @@ def train_tokenizer(texts: list[str], vocabulary_size: int = VOCABULARY_SIZE) ->
 def train_base(folder: str | Path = CHECKPOINTS / "docs-base", *, steps: int = 1800, seed: int = 0) -> Path:
     """Train tokenizer and docs-base, and save them into folder: about 15 minutes on one core.
 
-    steps: batches of 8 windows of 256 tokens. 1 800 are seven passes over the documentation; with more, the loss on
-    held-out text hardly falls any further.
+    steps: batches of 8 windows of 256 tokens. 1 800 are seven passes over the documentation: by then the loss on
+    training text (2.6 nats per token) is far below the one on held-out text (3.8), and more passes widen the gap.
     """
     train_texts = [*documentation("train"), *sources("train")]
     tokenizer = train_tokenizer(train_texts)
@@ -120,10 +120,10 @@ def train_code(
     folder: str | Path = CHECKPOINTS / "docs-code",
     *,
     base: str | Path = CHECKPOINTS / "docs-base",
-    steps: int = 800,
+    steps: int = 600,
     seed: int = 0,
 ) -> Path:
-    """Continue docs-base on source code and save docs-code into folder: about 8 minutes on one core."""
+    """Continue docs-base on source code and save docs-code into folder: about 5 minutes on one core."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     fit(model, pack(tokenizer, sources("train")), steps=steps, peak_rate=1e-3, seed=seed)
