@@ -163,12 +163,13 @@ def measured(vocabulary: int, tokens: int, rounds: int, device: torch.device, co
         for name, pairs in times.items()
     }
     reference = naive(base, tuned, ids_T)["js_nats"].cpu()
-    errors = {name: float((ours(scorer, ids_T)["js_nats"] - reference).abs().max()) for name, scorer in scorers.items()}
+    js = {name: ours(scorer, ids_T)["js_nats"] for name, scorer in scorers.items()}
     return [
         {
             "device": device.type, "vocabulary": vocabulary, "tokens": tokens, "variant": name,
-            "cpu_s": median[name][0], "wall_s": median[name][1], "ratio": ratios[name], "extra_mib": memory[name] / 2**20,
-        } | ({"js_difference": errors[name]} if name in errors else {})
+            "cpu_s": median[name][0], "wall_s": median[name][1], "ratio": ratios[name],
+            "extra_mib": memory[name] / 2**20,
+        } | ({"js_difference": float((js[name] - reference).abs().max())} if name in js else {})
         for name in variants
     ]  # fmt: skip
 

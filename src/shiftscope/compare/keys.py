@@ -39,7 +39,7 @@ from shiftscope.core.probing import Probing
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.verifiers import Verifier
 
-PLACES = {"top": "top tokens", "in": "middle ranks, in their clusters", "out": "middle ranks, other clusters"}
+PLACES = {"top": "top ranks", "in": "their look-alikes", "out": "other tokens"}
 FIGURE_OF = {"top": "top", "in": "in_cluster", "out": "out_cluster"}
 SHOWN_CLUSTERS, SHOWN_EXAMPLES, SHOWN_GAINERS = 40, 12, 12
 
@@ -369,7 +369,7 @@ def ranks(probed: pa.Table) -> Finding:
         for place, label in FIGURE_OF.items():
             here = mine["place"] == place
             if not here.any():
-                notes.append(f"no probe of the {model} lies in the {PLACES[place]}: its figures are left out")
+                notes.append(f"no probe of the {model} is among the {PLACES[place]}: its figures are left out")
                 continue
             right, rank, text = (mine[name][here] for name in ("reward", "rank", "text"))
             accuracy = statistics.mean_figure(right, text, unit="accuracy")
@@ -391,7 +391,8 @@ def ranks(probed: pa.Table) -> Finding:
     panels = [
         Panel(
             "Are look-alikes of the top tokens right?",
-            "Accuracy of probed first tokens, 95 % intervals over prompts.",
+            "Accuracy of the first tokens probed: the top ranks, and in the middle ranks those that share a cluster with "
+            "them and the others. 95 % intervals over prompts.",
             "bar", pa.Table.from_pylist(bars), x="place", y="accuracy", low="low", high="high", series="model",
             x_title="where the token ranks", y_title="accuracy",
         ),

@@ -12,7 +12,8 @@ Deviation: transport is numbered by the block it crosses (source: by the layer i
 figure holds exactly what those blocks do; full vocabulary instead of a top-k truncation; chord form instead of arccos.
 Deviation: intervals resample prompts. α belongs to a batch, so each prompt enters by its first-order influence on it.
 What does not replicate on small models: the source's fall of transport and its concentration of the preference gradient
-in the last blocks. Both are shown as measured.
+in the last blocks; and the rise of α in them is neither window-stable nor lasting (it shrinks again when DPO at β = 0.1
+goes on after its loss has vanished). All of it is shown as measured.
 """
 
 # N answer tokens of a batch, G texts of a batch, T texts in all, L layers measured, W windows

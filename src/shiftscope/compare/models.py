@@ -1,7 +1,7 @@
 """The main job: everything that changed between two checkpoints, from one pass over the texts, on one page.
 
-Token by token (`compare tokens`), layer by layer (`compare layers`), by families of vocabulary keys (`compare keys`), and,
-where a verifier says which answers are right, whether the shift matters (`compare swaps`). This file only composes those
+Token by token (`compare tokens`), layer by layer (`compare layers`), by families of vocabulary keys (`compare keys`),
+and, where a verifier says which answers are right, whether the shift matters (`compare swaps`). This file only composes those
 methods; it is the one method file that may import others.
 """
 
@@ -14,6 +14,7 @@ from shiftscope.compare.keys import described as key_clusters
 from shiftscope.compare.keys import summarise as summarise_keys
 from shiftscope.compare.layers import measure as layer_rows
 from shiftscope.compare.layers import summarise as summarise_layers
+from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import summarise as summarise_tokens
 from shiftscope.core import answers, gains, paired, positions
 from shiftscope.core.answers import Loading, Texts
@@ -22,6 +23,7 @@ from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Result
+from shiftscope.core.verifiers import Verifier
 
 
 def models(
@@ -30,6 +32,7 @@ def models(
     *,
     texts: Texts = None,
     limit: int | None = None,
+    verifier: str | Verifier | None = None,
     template: Template = "plain",
     base_template: Template | None = None,
     sampling: Sampling = Sampling(),
@@ -44,6 +47,8 @@ def models(
     texts: jsonl, parquet or txt with a prompt and optionally an answer per record; answers that are missing are sampled
         from the tuned model; without texts, the prompts that ship with the tuned checkpoint.
     limit: only the first records.
+    verifier: scores an answer: module:function, regex:PATTERN or exact; with it, tokens are swapped between the two models
+        to see whether the shift matters. Without it, the one that ships with the tuned checkpoint, if any.
     template: how the prompt is rendered: plain, chat (the tokenizer's template) or frame (zero-shot frame).
     base_template: rendering for the base, where it should differ.
     Returns the Result of `compare tokens` with those of the other methods as its parts.
@@ -52,8 +57,8 @@ def models(
     first, second = answers.pair(base, tuned, loading)
     parts = parts or Parts()
     settings = answers.provenance(
-        first, second, texts=texts, limit=limit, template=template, base_template=base_template,
-        sampling=asdict(sampling), loading=asdict(loading),
+        first, second, texts=texts, limit=limit, verifier=str(verifier), template=template,
+        base_template=base_template, sampling=asdict(sampling), loading=asdict(loading),
     )  # fmt: skip
     parts.settle(settings)
     found = answers.prepare(
@@ -74,6 +79,14 @@ def models(
     tokens = summarise_tokens(table, noise_floor=floor, notes=found.notes, provenance=settings)
     others = [summarise_layers(rows["layers"])] if same_depth else []
     others.append(summarise_keys(key_clusters(first, second, Clustering()), rows["keys"]))
+    verifier = verifier or answers.shipped_verifier(second)
+    if verifier:
+        others.append(
+            swaps(
+                first, second, verifier=verifier, texts=texts, limit=limit, template=template,
+                base_template=base_template, loading=loading, parts=parts.inside("swaps"), advance=advance,
+            )
+        )  # fmt: skip
     caveats = [] if same_depth else ["the checkpoints have different numbers of layers: `compare layers` is left out"]
     return replace(
         tokens,

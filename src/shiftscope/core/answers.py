@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -71,6 +72,12 @@ def corpus_of(texts: Texts, tuned: Checkpoint, limit: int | None = None) -> list
             f"if you have one, on each line)"
         )
     return corpus.read(shipped, limit)
+
+
+def shipped_verifier(tuned: Checkpoint) -> str | None:
+    """The verifier that a checkpoint's card names (`card.json` in its folder), or None."""
+    card = Path(tuned.model.config.name_or_path or "") / "card.json"
+    return json.loads(card.read_text(encoding="utf-8")).get("verifier") if card.is_file() else None
 
 
 def prepare(

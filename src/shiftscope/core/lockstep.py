@@ -214,6 +214,7 @@ class _Batch:
     ) -> None:  # fmt: skip
         self.policy, self.ends, self.seed, self.spell = policy, torch.tensor(ends, dtype=torch.long), seed, spell
         self.readers = (Reader(drafter), Reader(checker))
+        self.contexts = (drafter.context_length, checker.context_length)
         self.rows = list(range(len(jobs)))  # the job of each row; finished jobs leave
         self.document_J = np.array([job.document for job in jobs], dtype=np.int64)
         self.length_J = np.zeros(len(jobs), dtype=np.int64)
@@ -231,8 +232,8 @@ class _Batch:
     def room(self, job: int) -> int:
         """How many tokens may still be written to a job: at least 1 while it is a row."""
         left = self.max_new_tokens - int(self.length_J[job])
-        for reader, pending, read_J in zip(self.readers, self.pending, self.read_J, strict=True):
-            if (context := reader.checkpoint.context_length) is not None:
+        for context, pending, read_J in zip(self.contexts, self.pending, self.read_J, strict=True):
+            if context is not None:
                 left = min(left, context - int(read_J[job]) - len(pending[job]))
         return left
 
@@ -240,7 +241,7 @@ class _Batch:
         """Draft, check and decide one block of every row; take back what the decisions made void."""
         rows, (drafter, checker) = np.array(self.rows), self.readers
         alive = self.alive()
-        K = min(block, min(self.room(job) for job in rows[alive]))
+        K = 1 if block == 1 else min(block, min(self.room(job) for job in rows[alive]))
         drafted_BK, drafter_logits = self._draft(rows, K)
         ahead = drafted_BK[:, : K - 1].clamp(min=0).tolist()
         checker_logits_BKV = checker.read([self.pending[1][job] + more for job, more in zip(rows, ahead, strict=True)], keep=K)

@@ -9,7 +9,7 @@ Source: arXiv 2410.02284 (its remedy). The list only chooses first tokens; items
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -83,7 +83,8 @@ class Miner:
     template: Template
     batch_size: int
     closed_V: NDArray[np.bool_] = field(init=False)
-    walks: dict[int, Walk] = field(default_factory=dict)
+    found_before: dict[int, Sequence[Sequence[str]]] = field(default_factory=dict)
+    waiting: dict[int, Walk] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.closed_V = completion.cannot_open(self.checkpoint, self.form.stop)
@@ -104,15 +105,21 @@ class Miner:
         )  # fmt: skip
 
     def navigated(self, text: Text) -> Walk:
-        """The navigation of a prompt by its own items, computed once."""
-        if text.text not in self.walks:
-            self.walks[text.text] = walk(self, text, "navigate", lambda _, own: own)
-        return self.walks[text.text]
+        """The navigation of a prompt by its own items; computed once, and handed out once: laws are large."""
+        found = self.waiting.pop(text.text, None) or walk(self, text, "navigate", lambda _, own: own)
+        self.found_before[text.text] = found.before
+        return found
+
+    def donated(self, text: Text) -> Sequence[Sequence[str]]:
+        """What the navigation of a prompt had found before each round."""
+        if text.text not in self.found_before:
+            self.waiting[text.text] = self.navigated(text)
+        return self.found_before[text.text]
 
 
 @dataclass(frozen=True)
 class Walk:
-    """One arm on one prompt. probes: rows of PROBES; before: items found before each round; laws: the law of each."""
+    """One arm on one prompt. probes: a row each; before: items found before each round; laws: read, without caches."""
 
     probes: Sequence[dict[str, Any]]
     before: Sequence[Sequence[str]]
@@ -132,7 +139,7 @@ def walk(miner: Miner, text: Text, arm: str, listed: Callable[[int, list[str]], 
         items = list(listed(number, own))
         prefix, left_out = miner.context(text, items) if items else (plain, 0)
         before.append(list(own))
-        laws.append(prefix)
+        laws.append(replace(prefix, cache=None))
         logp_V = prefix.logits_V.log_softmax(-1)
         order, masked = completion.ranked(prefix.logits_V, miner.closed_V)
         chosen = []
@@ -164,12 +171,13 @@ def walk(miner: Miner, text: Text, arm: str, listed: Callable[[int, list[str]], 
 
 def survey(miner: Miner, text: Text, plain: Walk) -> list[dict[str, Any]]:
     """Probes of the plain ranking beyond the budget, so that which tokens are right is known apart from any arm."""
-    order, masked = completion.ranked(plain.laws[0].logits_V, miner.closed_V)
+    prefix, _ = miner.context(text, [])
+    order, masked = completion.ranked(prefix.logits_V, miner.closed_V)
     tried = {probe["token_id"] for probe in plain.probes}
     places = [place for place, token in enumerate(order[: miner.navigation.survey].tolist()) if token not in tried]
     seen = {listing.normalised(probe["item"]) for probe in plain.probes}
     rows = []
-    for place, answer in zip(places, miner.complete(plain.laws[0], order[places].tolist()), strict=True):
+    for place, answer in zip(places, miner.complete(prefix, order[places].tolist()), strict=True):
         item = answer.text.strip()
         repeated = listing.normalised(item) in seen
         seen.add(listing.normalised(item))

@@ -64,7 +64,7 @@ def measure(listing: Listing = Listing()) -> paired.Measure:  # noqa: B008 - fro
 
 
 def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, listing: Listing) -> dict[str, Tensor]:
-    """Every number of a position except where it stands: divergences, ranks, both top lists, mass flow; p base, q tuned."""
+    """Every number of a position but where it stands: divergences, ranks, top lists, mass flow; p base, q tuned."""
     values = workspace.divergences(block)
     vocabulary = block.logits_p_RV.shape[-1]
     K, depth = min(listing.top_k, vocabulary), min(max(FLOW_DEPTH, listing.top_k), vocabulary)

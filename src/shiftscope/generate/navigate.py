@@ -107,8 +107,8 @@ def mined(miner: Miner, texts: Sequence[Text], index: int, judge: Verifier | Non
     text, settings = texts[index], miner.navigation
     walks = {"navigate": miner.navigated(text), "plain": walk(miner, text, "plain", lambda _, own: [])}
     if settings.control:
-        donor = miner.navigated(texts[(index + 1) % len(texts)])
-        walks["control"] = walk(miner, text, "control", lambda number, own: donor.before[number])
+        donated = miner.donated(texts[(index + 1) % len(texts)])
+        walks["control"] = walk(miner, text, "control", lambda number, own: donated[number])
     probes = [probe for arm in walks.values() for probe in arm.probes]
     if judge and settings.mode == "lists":
         probes += survey(miner, text, walks["plain"])
@@ -187,7 +187,7 @@ def summarise(
     """Figures, panels and verdict of the probes of every arm; the same rows always give the same result."""
     rows = probes.to_pylist()
     arms = {arm: _by_text(rows, arm) for arm in ARMS if any(row["arm"] == arm for row in rows)}
-    figures, notes = _yield_figures(arms), list[str]()
+    figures, notes = dict[str, Figure](), list[str]()
     judged = rows[0]["reward"] is not None
     if judged and navigation.mode == "lists":
         figures |= _precision_figures(arms, navigation.budget)
@@ -195,7 +195,7 @@ def summarise(
         figures |= _vote_figures(arms, texts)
     else:
         notes.append("no verifier was given: figures about right items are left out")
-    figures |= _law_figures(laws)
+    figures |= _yield_figures(arms) | _law_figures(laws)
     if "control" not in arms:
         notes.append("no control was asked for: what the mere presence of a list does is not told from what it lists")
     left_out = sum(row["left_out"] > 0 for row in rows if row["arm"] == "navigate")
@@ -248,15 +248,16 @@ def average_precision(rewards: Sequence[float]) -> float:
 
 def _precision_figures(arms: Arms, budget: int) -> dict[str, Figure]:
     figures, of = {}, {arm: [[row["reward"] for row in rows] for rows in prompts] for arm, prompts in arms.items()}
-    for arm, rewards in of.items():
-        for k in sorted({min(5, budget), budget}):
+    for k in sorted({min(5, budget), budget}, reverse=True):
+        for arm, rewards in of.items():
             figures[f"precision_at_{k}_{arm}"] = statistics.mean_figure([np.mean(r[:k]) for r in rewards], unit="share")
-        figures[f"mapk_at_{budget}_{arm}"] = statistics.mean_figure([mapk(r) for r in rewards], unit="share")
-        values = [average_precision(r) for r in rewards]
-        figures[f"average_precision_at_{budget}_{arm}"] = statistics.mean_figure(values, unit="share")
-    for other in of.keys() - {"navigate"}:
+    for other in [arm for arm in of if arm != "navigate"]:
         gains = [np.mean(a) - np.mean(b) for a, b in zip(of["navigate"], of[other], strict=True)]
         figures[f"precision_gain_over_{other}"] = statistics.mean_figure(gains, unit="share")
+    for name, function in (("mapk", mapk), ("average_precision", average_precision)):
+        for arm, rewards in of.items():
+            values = [function(r) for r in rewards]
+            figures[f"{name}_at_{budget}_{arm}"] = statistics.mean_figure(values, unit="share")
     return figures
 
 
@@ -322,9 +323,9 @@ def _panels(arms: Arms, laws: pa.Table, texts: Sequence[Text], judged: bool) -> 
     panels += _law_panels(laws)
     prompt_of = {text.text: text.prompt for text in texts}
     found = [
-        {"prompt": prompt_of[rows[0]["text"]], "arm": ARMS[arm], "items": " · ".join(_new_items(rows))}
-        for arm in ("navigate", "plain")
-        for rows in arms[arm][:20]
+        {"prompt": prompt_of[rows[0]["text"]], "by": ARMS[arm], "items": " · ".join(_new_items(rows))}
+        for pair in list(zip(arms["navigate"], arms["plain"], strict=True))[:20]
+        for arm, rows in zip(("navigate", "plain"), pair, strict=True)
     ]
     caption = "Items in the order in which they were found, without failures and repeats."
     return [*panels, Panel("What was found", caption, "table", pa.Table.from_pylist(found))]

@@ -22,12 +22,13 @@ def save(
     recipe: str,
     figures: Mapping[str, tuple[float, str]],
     dtype: torch.dtype | None = None,
+    verifier: str | None = None,
 ) -> Path:
     """Write model, tokenizer and card into folder, and return folder; the model given is left as it is.
 
     about: what the checkpoint is and what it was trained on. recipe: 'module:function' that trains it.
     figures: name -> (value, unit), measured on the weights as they are stored.
-    dtype: type of the stored weights; None keeps the model's own.
+    dtype: type of the stored weights; None keeps the model's own. verifier: 'module:function' that scores its answers.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,8 @@ def save(
         "recipe": recipe,
         "figures": {name: {"value": value, "unit": unit} for name, (value, unit) in figures.items()},
     }
+    if verifier:
+        card["verifier"] = verifier
     text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     return folder

@@ -298,7 +298,7 @@ def _save_tuned(folder: str | Path, base: str | Path, model: Any, words: Any, *,
 def _save(folder: str | Path, model: Any, **described: Any) -> Path:
     """The checkpoint with its card, and the prompts that comparisons use when they are given none."""
     lines = [{"prompt": row["prompt"], "reference": row["reference"]} for row in prompts(N_SHIPPED, seed=SEED_CARD)]
-    saved = card.save(Path(folder), model, tokenizer(), **described)
+    saved = card.save(Path(folder), model, tokenizer(), verifier="shiftscope.zoo.sums:verify", **described)
     (saved / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return saved
 
