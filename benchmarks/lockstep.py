@@ -1,9 +1,9 @@
 """How much two models in lock-step cost beside two independent `generate` calls of transformers on the same pair.
 
-One process, one thread, CPU seconds; variants take turns, and the ratio is the median over the rounds. The pair is a random
-Llama and the same with a little noise on its weights; JS and both draws are worked out at every token, and about 8 % of
-them are swapped (a random model has no few positions that shifted, so they are chosen at random). Prompts and lengths are
-the same for all, and no answer ends early. Bar: token mode at most 1.3 times the sum of the two calls.
+One process, one thread, CPU seconds; variants take turns, and the ratio is the median over the rounds. The pair is a
+random Llama and the same with a little noise on its weights; JS and both draws are worked out at every token, and about
+8 % of them are swapped (a random model has no few positions that shifted, so they are chosen at random). Prompts and
+lengths are the same for all, and no answer ends early. Bar: token mode at most 1.3 times the sum of the two calls.
 
     python benchmarks/lockstep.py
 """
@@ -21,14 +21,19 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from shiftscope.core import checkpoints, lockstep
+from shiftscope.core import checkpoints, crossing, lockstep
 from shiftscope.core.decode import Sampling
 
 PROMPT, NEW, ROUNDS = 32, 48, 3
 BAR = 1.3
 SIZES = {
     "d=128, 4 blocks, V=8k": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 8192},
-    "d=384, 6 blocks, V=16k": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6, "vocab_size": 16384},
+    "d=384, 6 blocks, V=16k": {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "vocab_size": 16384,
+    },
 }
 
 
@@ -53,7 +58,7 @@ def measure(name: str, size: dict[str, int], rows: int) -> float:
     base, tuned = pair(size)
     ids_BT = torch.randint(size["vocab_size"], (rows, PROMPT), generator=torch.Generator().manual_seed(1))
     jobs = [lockstep.Job(row, tuple(ids), tuple(ids)) for row, ids in enumerate(ids_BT.tolist())]
-    policy = lockstep.crossing(partial(lockstep.at_random, rate=0.09), Sampling(temperature=1.0))
+    policy = crossing.crossing(partial(crossing.at_random, rate=0.09), Sampling(temperature=1.0))
 
     def two_generates() -> None:
         for checkpoint in (base, tuned):
@@ -79,8 +84,12 @@ def measure(name: str, size: dict[str, int], rows: int) -> float:
     effective = sum(int((w.steps["switched"] & (w.steps["primary"] != w.steps["other"])).sum()) for w in written)
     print(f"{name}, {rows} prompts × ({PROMPT} + {NEW}) tokens, {effective / (rows * NEW):.1%} of tokens swapped")
     for variant, spent in seconds.items():
-        ratio = statistics.median(mine / theirs for mine, theirs in zip(spent, seconds["two generate calls"], strict=True))
-        print(f"  {variant:20}{rows * NEW / statistics.median(spent):9.0f} tokens/CPU-s   {ratio:5.2f} × two generate calls")
+        ratio = statistics.median(
+            mine / theirs for mine, theirs in zip(spent, seconds["two generate calls"], strict=True)
+        )
+        print(
+            f"  {variant:20}{rows * NEW / statistics.median(spent):9.0f} tokens/CPU-s   {ratio:5.2f} × two generate calls"
+        )
     return statistics.median(
         mine / theirs for mine, theirs in zip(seconds["lock-step"], seconds["two generate calls"], strict=True)
     )
@@ -91,7 +100,9 @@ def main() -> None:
     logging.set_verbosity_error()
     ratios = [measure(name, size, rows) for name, size in SIZES.items() for rows in (1, 8)]
     worst = max(ratios)
-    print(f"worst: {worst:.2f} × the sum of two generate calls (bar: {BAR}); {'holds' if worst <= BAR else 'does not hold'}")
+    print(
+        f"worst: {worst:.2f} × the sum of two generate calls (bar: {BAR}); {'holds' if worst <= BAR else 'does not hold'}"
+    )
 
 
 if __name__ == "__main__":

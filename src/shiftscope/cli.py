@@ -111,9 +111,10 @@ def _fields(cls: type, default: Any, panel: str | None = None) -> list[inspect.P
 def _parameter(
     name: str, annotation: Any, default: Any, text: str, *, positional: bool = False, panel: str | None = None
 ) -> inspect.Parameter:
-    declared, shown = option_type(annotation), default not in (None, (), False)
+    declared: Any = option_type(annotation)
+    shown = default not in (None, (), False)
     if positional:
-        declaration = typer.Argument(help=text, metavar=name.upper(), show_default=shown)
+        declaration: Any = typer.Argument(help=text, metavar=name.upper(), show_default=shown)
     else:
         declaration = typer.Option(help=text, show_default=shown, rich_help_panel=panel)
     if typing.get_origin(declared) is list and isinstance(default, tuple):

@@ -117,7 +117,9 @@ def test_random_clusters_show_no_spill_over(base):
     for seed in range(10):
         label = np.random.default_rng(seed).permutation(found.clusters.label_V)
         shuffled = dataclasses.replace(found, clusters=dataclasses.replace(found.clusters, label_V=label))
-        p_values.append(summarise(shuffled, rows, clustering=Clustering(gainers=4))["spillover_matched_p_value"])
+        p_values.append(
+            summarise(shuffled, rows, clustering=Clustering(gainers=4, permutations=200))["spillover_matched_p_value"]
+        )
     assert sum(p < 0.05 for p in p_values) <= 3  # binomial(10, 0.05): more than 3 has probability 0.001
 
 

@@ -37,7 +37,7 @@ def test_a_name_that_is_nothing_lists_what_ships():
 
 
 def test_a_folder_without_a_configuration_is_named(tmp_path):
-    with pytest.raises(ValueError, match="holds no config.json"):
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
         checkpoints.load(str(tmp_path))
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from shiftscope.core import checkpoints, completion
 from shiftscope.zoo import lists
@@ -12,16 +11,6 @@ from shiftscope.zoo import lists
 @pytest.fixture(scope="module")
 def base():
     return checkpoints.load("lists-base")
-
-
-def tiny_llama(base):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(base.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.3,
-        pad_token_id=0, bos_token_id=None, eos_token_id=2,
-    )  # fmt: skip
-    return checkpoints.wrap(LlamaForCausalLM(config).eval(), base.tokenizer)
 
 
 def naive(checkpoint, ids, first, max_tokens):
@@ -38,14 +27,17 @@ def ids_of(checkpoint, text):
     return tuple(checkpoint.tokenizer(text)["input_ids"])
 
 
-@pytest.mark.parametrize("architecture", ["lists-base", "llama"])
-def test_probes_on_a_shared_cache_are_the_completions_from_scratch(base, architecture):
-    checkpoint = base if architecture == "lists-base" else tiny_llama(base)
-    prompt = ids_of(checkpoint, "birds : badan kegon")
-    firsts = list(range(56, 76))
-    prefix = completion.read(checkpoint, prompt)
-    found = completion.complete(checkpoint, prefix, firsts, max_tokens=9)
-    assert [answer.ids for answer in found] == [naive(checkpoint, prompt, first, 9) for first in firsts]
+def test_probes_on_a_shared_cache_are_the_completions_from_scratch(base):
+    prompt, firsts = ids_of(base, "birds : badan kegon"), list(range(56, 76))
+    found = completion.complete(base, completion.read(base, prompt), firsts, max_tokens=9)
+    assert [answer.ids for answer in found] == [naive(base, prompt, first, 9) for first in firsts]
+
+
+def test_the_cache_is_shared_rightly_by_every_architecture(tiny, base):
+    checkpoint = checkpoints.wrap(tiny, base.tokenizer)
+    prompt, firsts = (5, 9, 14, 3, 33), [7, 20, 41, 8]
+    found = completion.complete(checkpoint, completion.read(checkpoint, prompt), firsts, max_tokens=12)
+    assert [answer.ids for answer in found] == [naive(checkpoint, prompt, first, 12) for first in firsts]
 
 
 def test_the_cache_of_the_prompt_serves_again_and_batches_do_not_matter(base):

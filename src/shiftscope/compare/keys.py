@@ -391,8 +391,8 @@ def ranks(probed: pa.Table) -> Finding:
     panels = [
         Panel(
             "Are look-alikes of the top tokens right?",
-            "Accuracy of the first tokens probed: the top ranks, and in the middle ranks those that share a cluster with "
-            "them and the others. 95 % intervals over prompts.",
+            "Accuracy of the first tokens probed: the top ranks, and in the middle ranks those that share a cluster "
+            "with them and the others. 95 % intervals over prompts.",
             "bar", pa.Table.from_pylist(bars), x="place", y="accuracy", low="low", high="high", series="model",
             x_title="where the token ranks", y_title="accuracy",
         ),

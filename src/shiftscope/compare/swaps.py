@@ -1,12 +1,14 @@
 """Cross-sampling: do the few tokens where a tuned checkpoint differs from its base carry its gain?
 
-While the base writes, the tuned model's token is taken wherever the two laws differ by more than a threshold (forward: are
-these tokens enough?); while the tuned model writes, the base's (reverse: are they needed?). Every answer goes to a verifier.
+While the base writes, the tuned model's token is taken wherever the two laws differ by more than a threshold (forward:
+are these tokens enough?); while the tuned model writes, the base's (reverse: are they needed?). Every answer goes to a
+verifier.
 
 Source: arXiv 2603.22446, section 3.3. Signed rule: arXiv 2603.22117.
 Controls, by default: as many switches at random positions, as many where the base is least sure, and the signed rule.
-Deviation: JS over the whole vocabulary at temperature 1, whatever shapes the draws; both models draw with one random number,
-so a switch is counted as effective exactly where the two draws differ. The paper names no thresholds: the sweep is ours.
+Deviation: JS over the whole vocabulary at temperature 1, whatever shapes the draws; both models draw with one random
+number, so a switch is counted as effective exactly where the two draws differ. The paper names no thresholds: the sweep
+is ours.
 """
 
 from __future__ import annotations
@@ -19,20 +21,27 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shiftscope.core import answers, corpus, decode, lockstep, statistics, verifiers
+from shiftscope.core import answers, corpus, crossing, decode, lockstep, statistics, verifiers
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template, Text
+from shiftscope.core.crossing import Rule
 from shiftscope.core.decode import Sampling
-from shiftscope.core.lockstep import Job, Rule, Written
+from shiftscope.core.lockstep import Job, Written
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.verifiers import Verifier
 
 DIRECTIONS = ("forward", "reverse")
-RULES = {"js": "JS above a threshold", "random": "random positions", "entropy": "highest base entropy", "signed": "signed rule"}
+RULES = {
+    "js": "JS above a threshold",
+    "random": "random positions",
+    "entropy": "highest base entropy",
+    "signed": "signed rule",
+}
 CARRIED = 0.95  # of the gain: the sparsest setting that carries so much is the headline
 SHOWN_TEXTS = 100  # of each direction, in the panel of texts
 STEPS = {
@@ -56,8 +65,9 @@ class Sweep:
 
     thresholds: JS in nats above which they are, one setting for each. taus: of the signed rule, in nats. controls: also
     random positions and the highest base entropy, at each threshold's own rate. match: what a control has as many of,
-    switched tokens (as the paper) or effective ones (stricter: a random position is often one where both models draw the
-    same). budget: most switches per answer. block: tokens drafted ahead (the same answers; faster where few are switched).
+    switched tokens (as the paper) or effective ones (stricter: a random position is often one where both models draw
+    the same). budget: most switches per answer. block: tokens drafted ahead (the same answers; faster where few are
+    switched).
     """
 
     thresholds: tuple[float, ...] = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
@@ -117,9 +127,9 @@ def swaps(
 ) -> Result:
     """Swap tokens between two checkpoints while they write, and see which swaps carry the gain.
 
-    base: the checkpoint before (path, hub id, zoo name, or a loaded Checkpoint).
-    tuned: the checkpoint after; both must share one vocabulary.
-    verifier: scores an answer: module:function or file.py:function of (prompt, answer, reference), regex:PATTERN (its last
+    base: the checkpoint before (path, hub id, zoo name, or a loaded Checkpoint). tuned: the checkpoint after; both must
+    share one vocabulary. verifier: scores an answer: module:function or file.py:function of (prompt, answer,
+    reference), regex:PATTERN (its last
         match equals the reference) or exact.
     texts: jsonl, parquet or txt with a prompt per record, and the reference that the verifier needs; without texts, the
         prompts that ship with the tuned checkpoint. Answers in it are not used.
@@ -127,14 +137,16 @@ def swaps(
     template: how the prompt is rendered: plain, chat (the tokenizer's template) or frame (zero-shot frame).
     base_template: rendering for the base, where it should differ.
     Returns a Result whose table has one row per setting, text and sample, with the record of every token as lists.
-    Raises ValueError, in one sentence, for differing vocabularies, malformed texts, a verifier that fails, a prompt beyond a
-    context, NaN logits.
+    Raises ValueError, in one sentence, for differing vocabularies, malformed texts, a verifier that fails, a prompt
+    beyond a context, NaN logits.
     """
     check = verifiers.load(verifier) if isinstance(verifier, str) else verifiers.guarded(verifier, verifier.__name__)
     first, second = answers.pair(base, tuned, loading)
     prompts = answers.corpus_of(texts, second, limit)
     tuned_contexts = [corpus.context_ids(second, text, template) for text in prompts]
-    base_contexts = [corpus.context_ids(first, text, base_template) for text in prompts] if base_template else tuned_contexts
+    base_contexts = (
+        [corpus.context_ids(first, text, base_template) for text in prompts] if base_template else tuned_contexts
+    )
     parts, name = parts or Parts(), verifier if isinstance(verifier, str) else verifier.__name__
     settings = answers.provenance(
         first, second, verifier=name, texts=texts, limit=limit, template=template, base_template=base_template,
@@ -152,7 +164,7 @@ def swaps(
 
 # ---- writing --------------------------------------------------------------------------------------------------------
 def _items(sweep: Sweep) -> list[_Setting]:
-    """One part of the work each: both models alone, then every threshold (with its controls) and tau in both directions."""
+    """One part of the work each: both models alone, then each threshold (with controls) and tau in both directions."""
     alone = [_Setting("", "base"), _Setting("", "tuned")]
     rules = [("js", float(e)) for e in sweep.thresholds] + [("signed", float(tau)) for tau in sweep.taus]
     return alone + [_Setting(direction, rule, value) for direction in DIRECTIONS for rule, value in rules]
@@ -162,9 +174,11 @@ def _measured(stage: _Stage, setting: _Setting) -> pa.Table:
     """The rows of one setting, and of the controls at its rate."""
     if not setting.direction:
         return _rows(stage, setting, _alone(stage, setting.rule))
+    assert setting.value is not None
     if setting.rule == "signed":
-        return _rows(stage, setting, _written(stage, setting.direction, partial(lockstep.less_likely, tau_nats=setting.value)))
-    written = _written(stage, setting.direction, partial(lockstep.js_above, epsilon=setting.value))
+        rule = partial(crossing.less_likely, tau_nats=setting.value)
+        return _rows(stage, setting, _written(stage, setting.direction, rule))
+    written = _written(stage, setting.direction, partial(crossing.js_above, epsilon=setting.value))
     tables = [_rows(stage, setting, written)]
     for name, (value, rule) in _controls(stage.sweep, setting.direction, written).items():
         control = _Setting(setting.direction, name, value, setting.value)
@@ -173,7 +187,7 @@ def _measured(stage: _Stage, setting: _Setting) -> pa.Table:
 
 
 def _controls(sweep: Sweep, direction: str, written: Sequence[Written]) -> dict[str, tuple[float, Rule]]:
-    """Rules that switch as much as was switched, elsewhere: name -> (rate or cutoff, rule). None where nothing was switched.
+    """Rules that switch as much elsewhere: name -> (rate or cutoff, rule). None where nothing or everything was switched.
 
     The rates are set on the threshold's own answers; what a control then really switches is counted on its own.
     """
@@ -183,13 +197,13 @@ def _controls(sweep: Sweep, direction: str, written: Sequence[Written]) -> dict[
     if sweep.match == "effective":
         differs = steps["primary"] != steps["other"]
         chosen, entropy = chosen[differs], entropy[differs]
-    if not sweep.controls or not chosen.any():
+    if not sweep.controls or not chosen.any() or chosen.all():
         return {}
     rate = float(chosen.mean())
-    cutoff = round(float(np.quantile(entropy, 1 - rate)), 4)  # rounded: a hair between two batch layouts must not matter
+    cutoff = round(float(np.quantile(entropy, 1 - rate)), 4)  # a hair between two batch layouts must not matter
     return {
-        "random": (rate, partial(lockstep.at_random, rate=rate)),
-        "entropy": (cutoff, partial(lockstep.entropy_above, cutoff_nats=cutoff, of_primary=forward)),
+        "random": (rate, partial(crossing.at_random, rate=rate)),
+        "entropy": (cutoff, partial(crossing.entropy_above, cutoff_nats=cutoff, of_primary=forward)),
     }
 
 
@@ -219,9 +233,10 @@ def _alone(stage: _Stage, name: str) -> list[Written]:
 def _written(stage: _Stage, direction: str, rule: Rule) -> list[Written]:
     """What the two write together, in order of text and sample."""
     if stage.sweep.budget is not None:
-        rule = partial(lockstep.within_budget, rule=rule, budget=stage.sweep.budget)
+        rule = partial(crossing.within_budget, rule=rule, budget=stage.sweep.budget)
     models = (stage.base, stage.tuned) if direction == "forward" else (stage.tuned, stage.base)
-    policy, found = lockstep.crossing(rule, stage.sampling), {}
+    policy = crossing.crossing(rule, stage.sampling)
+    found: dict[tuple[int, int], Written] = {}
     for jobs in _jobs(stage):
         pairs = [stage.contexts[text][:: 1 if direction == "forward" else -1] for text, _ in jobs]
         work = [Job(_document(stage, job), *pair) for job, pair in zip(jobs, pairs, strict=True)]
@@ -240,7 +255,9 @@ def _rows(stage: _Stage, setting: _Setting, written: Sequence[Written]) -> pa.Ta
         text, sample = divmod(number, stage.sampling.samples)
         about = stage.texts[text]
         answer = str(stage.tuned.tokenizer.decode(list(one.ids[:-1] if one.ended else one.ids)))
-        effective = one.steps["switched"] & (one.steps["primary"] != one.steps["other"]) if one.steps else np.zeros(0, bool)
+        effective = (
+            one.steps["switched"] & (one.steps["primary"] != one.steps["other"]) if one.steps else np.zeros(0, bool)
+        )
         row = asdict(setting) | {
             "text": about.text, "sample": sample, "score": stage.verifier(about.prompt, answer, about.reference),
             "answer": answer, "ended": one.ended, "tokens": len(one.ids), "token": list(one.ids),
@@ -287,7 +304,9 @@ def summarise(table: pa.Table, *, provenance: Mapping[str, Any] | None = None) -
         notes.append("the rows of a model alone are not in this table: figures about the gain are left out")
     carries = gain is not None and gain.low is not None and gain.low > 0
     if gain is not None and not carries:
-        notes.append("the tuned model is not measurably better than the base on these texts: shares of the gain are left out")
+        notes.append(
+            "the tuned model is not measurably better than the base on these texts: shares of the gain are left out"
+        )
     headline = {}
     for direction in DIRECTIONS:
         for key, summary in found.items():
@@ -297,21 +316,33 @@ def summarise(table: pa.Table, *, provenance: Mapping[str, Any] | None = None) -
     figures |= _headline_figures(headline, alone if carries else {})
     panels = [panel for direction in DIRECTIONS for panel in _curve_panels(found, direction, alone)]
     panels += [_settings_panel(found, alone if carries else {}), *_text_panels(table, headline)]
-    return Result("compare swaps", table, figures, provenance or {}, _verdict(found, headline, figures, alone), notes, panels)
+    return Result(
+        "compare swaps", table, figures, provenance or {}, _verdict(found, headline, figures, alone), notes, panels
+    )
 
 
 def _summaries(table: pa.Table) -> dict[_Setting, _Summary]:
     names = ("text", "sample", "score", "tokens", "n_switched", "n_effective")
     columns = {name: table[name].to_numpy() for name in names}
-    keys = [_Setting(*row) for row in zip(*(table[name].to_pylist() for name in ("direction", "rule", "value", "like")), strict=True)]
+    keys = [
+        _Setting(*row)
+        for row in zip(*(table[name].to_pylist() for name in ("direction", "rule", "value", "like")), strict=True)
+    ]
     order: dict[_Setting, list[int]] = {}
     for number, key in enumerate(keys):
         order.setdefault(key, []).append(number)
-    return {key: _summary(key, {name: column[order[key]] for name, column in columns.items()}) for key in sorted(order, key=_place)}
+    return {
+        key: _summary(key, {name: column[order[key]] for name, column in columns.items()})
+        for key in sorted(order, key=_place)
+    }
 
 
 def _place(setting: _Setting) -> tuple[Any, ...]:
-    return setting.direction, setting.rule, -(setting.value if setting.like is None else setting.like or 0) if setting.value else 0.0
+    return (
+        setting.direction,
+        setting.rule,
+        -(setting.value if setting.like is None else setting.like or 0) if setting.value else 0.0,
+    )
 
 
 def _summary(setting: _Setting, column: Mapping[str, NDArray[Any]]) -> _Summary:
@@ -319,9 +350,13 @@ def _summary(setting: _Setting, column: Mapping[str, NDArray[Any]]) -> _Summary:
     sums_G, counts_G = statistics.group_sums(score, text)
     unit = "share" if np.isin(score, (0, 1)).all() else "score"
     binary = unit == "share" and int(counts_G.max()) == 1
-    accuracy = statistics.share_figure(int(score.sum()), len(score)) if binary else statistics.mean_figure(score, text, unit=unit)
-    shares = [_ratio(column[name], tokens, text) for name in ("n_effective", "n_switched")]
-    return _Summary(setting, accuracy, *shares, float(column["n_effective"].mean()), sums_G / counts_G)
+    accuracy = (
+        statistics.share_figure(int(score.sum()), len(score))
+        if binary
+        else statistics.mean_figure(score, text, unit=unit)
+    )
+    effective, switched = (_ratio(column[name], tokens, text) for name in ("n_effective", "n_switched"))
+    return _Summary(setting, accuracy, effective, switched, float(column["n_effective"].mean()), sums_G / counts_G)
 
 
 def _ratio(counts: NDArray[Any], tokens: NDArray[Any], text: NDArray[Any]) -> Figure:
@@ -339,7 +374,8 @@ def _name(setting: _Setting) -> str:
 
 
 def _share_of_gain(summary: _Summary, alone: Mapping[str, _Summary]) -> Figure:
-    """How much of the gain a forward setting carries, or a reverse one takes away; texts are resampled, gain and all."""
+    """How much of the gain a forward setting carries, or a reverse one takes away; texts are resampled, gain and
+    all."""
     base_G, tuned_G = alone["base"].mean_G, alone["tuned"].mean_G
     moved_G = summary.mean_G - base_G if summary.setting.direction == "forward" else tuned_G - summary.mean_G
     ratios = statistics.resampled_ratios(moved_G, tuned_G - base_G)
@@ -357,7 +393,8 @@ def _setting_figures(summary: _Summary) -> dict[str, Figure]:
 
 
 def _headline(found: Mapping[_Setting, _Summary], direction: str, alone: Mapping[str, _Summary]) -> _Summary | None:
-    """The sparsest threshold that moves at least CARRIED of the gain, else the one that moves most; None without a gain."""
+    """The sparsest threshold that moves at least CARRIED of the gain, else the one that moves most; None without a
+    gain."""
     swept = [summary for key, summary in found.items() if key.direction == direction and key.rule == "js"]
     if not swept or not alone:
         return None
@@ -373,7 +410,9 @@ def _headline_figures(headline: Mapping[str, _Summary | None], alone: Mapping[st
         if summary is not None and summary.setting.value is not None:
             figures[f"{direction}_threshold_nats"] = Figure(summary.setting.value, "nats", len(summary.mean_G))
             figures[f"{direction}_effective_share"] = summary.effective
-            figures[f"{direction}_effective_tokens"] = Figure(summary.effective_per_answer, "tokens/answer", summary.accuracy.n)
+            figures[f"{direction}_effective_tokens"] = Figure(
+                summary.effective_per_answer, "tokens/answer", summary.accuracy.n
+            )
             figures[f"{direction}_gain_{verb}_share"] = _share_of_gain(summary, alone)
     return figures
 
@@ -388,14 +427,26 @@ def _curve_panels(found: Mapping[_Setting, _Summary], direction: str, alone: Map
         points = [(0.0, start.accuracy)] if start and swept else []
         points += [(float(summary.effective.value), summary.accuracy) for summary in swept]
         rows += [
-            {"effective": share, "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high, "switched": title}
+            {
+                "effective": share,
+                "accuracy": accuracy.value,
+                "low": accuracy.low,
+                "high": accuracy.high,
+                "switched": title,
+            }
             for share, accuracy in sorted(points, key=lambda point: point[0])
         ]
     if not rows:
         return []
     title, caption = {
-        "forward": ("Are the shifted tokens enough?", "The base writes; the tuned model's token is taken where a rule says so."),
-        "reverse": ("Are the shifted tokens needed?", "The tuned model writes; the base's token is taken where a rule says so."),
+        "forward": (
+            "Are the shifted tokens enough?",
+            "The base writes; the tuned model's token is taken where a rule says so.",
+        ),
+        "reverse": (
+            "Are the shifted tokens needed?",
+            "The tuned model writes; the base's token is taken where a rule says so.",
+        ),
     }[direction]
     return [
         Panel(
@@ -419,7 +470,9 @@ def _settings_panel(found: Mapping[_Setting, _Summary], alone: Mapping[str, _Sum
                 "gain carried or removed": moved,
             }
         )  # fmt: skip
-    caption = "value: threshold (JS, nats), tau (nats), rate, or cutoff (entropy, nats). Effective: the two draws differed."
+    caption = (
+        "value: threshold (JS, nats), tau (nats), rate, or cutoff (entropy, nats). Effective: the two draws differed."
+    )
     return Panel("Every setting", caption, "table", pa.Table.from_pylist(rows))
 
 
@@ -432,35 +485,37 @@ def _text_panels(table: pa.Table, headline: Mapping[str, _Summary | None]) -> li
     for direction, summary in headline.items():
         if summary is None:
             continue
-        chosen = [row for row in table.select(["direction", "rule", "value", "text", "sample"]).to_pylist()]
-        places = [
-            i for i, row in enumerate(chosen)
-            if (row["direction"], row["rule"], row["value"]) == (direction, "js", summary.setting.value) and not row["sample"]
-        ]  # fmt: skip
-        for answer in table.take(places).sort_by("text").slice(0, SHOWN_TEXTS).to_pylist():
-            number, score = len(listed), "right" if answer["score"] == 1 else "wrong" if answer["score"] == 0 else f"{answer['score']:g}"
-            entry = about[answer["text"]]
-            listed.append({"text": number, "id": f"{entry['id']} ({direction}, {score})", "prompt": entry["prompt"]})
-            rows += _token_rows(number, answer, direction, names)
+        wanted = {"direction": direction, "rule": "js", "value": summary.setting.value, "sample": 0}
+        for name, value in wanted.items():
+            chosen = table if name == "direction" else chosen
+            chosen = chosen.filter(pc.equal(chosen[name], value))
+        for answer in chosen.sort_by("text").slice(0, SHOWN_TEXTS).to_pylist():
+            entry, score = about[answer["text"]], {0.0: "wrong", 1.0: "right"}.get(answer["score"], answer["score"])
+            name = f"{entry['id']} ({direction}, {score})"
+            rows += _token_rows(len(listed), answer, direction, names)
+            listed.append({"text": len(listed), "id": name, "prompt": entry["prompt"]})
     if not rows:
         return []
     kinds = {"text": pa.int32(), "position": pa.int32(), "token_id": pa.int32()}
     tokens = pa.Table.from_pylist(rows)
-    tokens = tokens.cast(pa.schema([(name, kinds.get(name, tokens.schema.field(name).type)) for name in tokens.column_names]))
-    tokens = tokens.replace_schema_metadata({"tokens": json.dumps(names), "texts": json.dumps(listed)})
-    caption = "The headline settings' answers; underlined tokens were taken from the other model and differ from the writer's own."
+    schema = pa.schema([(field.name, kinds.get(field.name, field.type)) for field in tokens.schema])
+    tokens = tokens.cast(schema).replace_schema_metadata({"tokens": json.dumps(names), "texts": json.dumps(listed)})
+    caption = "Answers of the headline settings; underlined tokens are the other model's and not what the writer drew."
     return [Panel("Answers with swapped tokens", caption, "texts", tokens)]
 
 
-def _token_rows(number: int, answer: Mapping[str, Any], direction: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    writer, taken, other = ("base", "tuned", "tuned") if direction == "forward" else ("tuned", "base", "base")
+def _token_rows(
+    number: int, answer: Mapping[str, Any], direction: str, names: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """One answer of a crossed setting as rows of a `texts` panel."""
+    writer, other = ("base", "tuned") if direction == "forward" else ("tuned", "base")
     rows = []
     for position, token in enumerate(answer["token"]):
         swapped = answer["switched"][position] and answer["primary"][position] != answer["other"][position]
         rows.append(
             {
                 "text": number, "position": position, "token_id": token, "token": names[str(token)],
-                "js_nats": answer["js_nats"][position], "swapped": bool(swapped), "source": taken if swapped else writer,
+                "js_nats": answer["js_nats"][position], "swapped": bool(swapped), "source": other if swapped else writer,
                 f"{writer}_wrote": names[str(answer["primary"][position])],
                 f"{other}_wrote": names[str(answer["other"][position])],
                 f"entropy_{writer}_nats": answer["entropy_primary_nats"][position],
@@ -473,7 +528,10 @@ def _token_rows(number: int, answer: Mapping[str, Any], direction: str, names: M
 
 
 def _verdict(
-    found: Mapping[_Setting, _Summary], headline: Mapping[str, _Summary | None], figures: Mapping[str, Figure], alone: Mapping[str, _Summary]
+    found: Mapping[_Setting, _Summary],
+    headline: Mapping[str, _Summary | None],
+    figures: Mapping[str, Figure],
+    alone: Mapping[str, _Summary],
 ) -> list[str]:
     if len(alone) < 2:
         return []
@@ -490,14 +548,16 @@ def _verdict(
         carried = figures["forward_gain_carried_share"]
         sentences.append(
             f"Swapping {_share(forward.effective)} of tokens carries {_share(carried)} of the gain: the base goes from "
-            f"{_share(base)} to {_share(forward.accuracy)} (tuned: {_share(tuned)}) with the tuned model's token where JS is above "
-            f"{forward.setting.value:g} nats, {forward.effective_per_answer:.3g} tokens an answer{_beside(found, forward)}."
+            f"{_share(base)} to {_share(forward.accuracy)} (tuned: {_share(tuned)}) with the tuned model's token where "
+            f"JS is above {forward.setting.value:g} nats, {forward.effective_per_answer:.3g} tokens an "
+            f"answer{_beside(found, forward)}."
         )
     if reverse is not None:
         removed = figures["reverse_gain_removed_share"]
         sentences.append(
             f"Taking back {_share(reverse.effective)} of tokens removes {_share(removed)} of it: the tuned model falls to "
-            f"{_share(reverse.accuracy)} with the base's token where JS is above {reverse.setting.value:g} nats{_beside(found, reverse)}."
+            f"{_share(reverse.accuracy)} with the base's token where JS is above {reverse.setting.value:g} "
+            f"nats{_beside(found, reverse)}."
         )
     return sentences
 
@@ -511,9 +571,12 @@ def _beside(found: Mapping[_Setting, _Summary], headline: _Summary) -> str:
     }
     if not named:
         return ""
-    parts = [f"{_share(named[rule])} {words}" for rule, words in (("random", "at random positions"), ("entropy", "at the highest base entropy"))]
-    alike = [accuracy for accuracy in named.values() if accuracy.low is not None and accuracy.high is not None
-             and accuracy.low <= float(headline.accuracy.value) <= accuracy.high]  # fmt: skip
+    parts = [
+        f"{_share(named[rule])} {words}"
+        for rule, words in (("random", "at random positions"), ("entropy", "at the highest base entropy"))
+    ]
+    reached = float(headline.accuracy.value)
+    alike = [a for a in named.values() if a.low is not None and a.high is not None and a.low <= reached <= a.high]
     doubt = "; a control does as well, so the gain does not sit in these positions" if alike else ""
     return f"; as many switches give {' and '.join(parts)}{doubt}"
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,7 @@ def _distribution_panels(column: Mapping[str, NDArray[Any]]) -> list[Panel]:
         }
     )
     which = np.clip(np.digitize(column["js_nats"], JS_BINS[1:-1], right=True), 0, len(JS_BINS) - 2)
-    labels = [f"{low:g}–{min(high, 0.693):.3g}" for low, high in zip(JS_BINS, JS_BINS[1:], strict=False)]
+    labels = [f"{low:g}–{min(high, 0.693):.3g}" for low, high in pairwise(JS_BINS)]
     rows = []
     for number, label in enumerate(labels):
         for series in ("base", "tuned"):
@@ -215,7 +216,8 @@ def _distribution_panels(column: Mapping[str, NDArray[Any]]) -> list[Panel]:
                 )
     return [
         Panel(
-            "How the shift is distributed", "Share of positions whose JS is at most x: the steeper on the left, the sparser the change.",
+            "How the shift is distributed",
+            "Share of positions whose JS is at most x: the steeper on the left, the sparser the change.",
             "line", cdf, x="js_nats", y="share", series="measure", x_title="JS (nats)", y_title="share of positions", log_x=True,
         ),
         Panel(
@@ -305,14 +307,16 @@ def _reallocation_panels(table: pa.Table, column: Mapping[str, NDArray[Any]]) ->
         ),
         Panel(
             "Was the tuned favourite already near the top?", "Rank that the base gives to the tuned model's most probable token.",
-            "bar", pa.Table.from_pylist(by_rank), x="rank", y="share", series="positions", x_title="rank under the base", y_title="share of positions",
+            "bar", pa.Table.from_pylist(by_rank), x="rank", y="share", series="positions",
+            x_title="rank under the base", y_title="share of positions",
         ),
         Panel(
             "How probable was it before?", f"Base probability of the tuned model's favourite, {where}.",
             "bar", probability, x="probability", y="share", x_title="base probability (from)", y_title="share of positions",
         ),
         Panel(
-            "Where the probability went", "Mean change of mass by the token's rank under the base (tuned minus base), with 95 % intervals.",
+            "Where the probability went",
+            "Mean change of mass by the token's rank under the base (tuned minus base), with 95 % intervals.",
             "bar", pa.Table.from_pylist(flows), x="base rank", y="mass", low="low", high="high", series="positions",
             x_title="rank under the base", y_title="change of probability",
         ),

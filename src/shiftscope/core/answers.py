@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +21,8 @@ from shiftscope.core.paired import PairedText
 from shiftscope.core.parts import Parts
 
 Advance = Callable[[str, int, int], None]
-Texts = str | Path | Iterable[Mapping[str, Any]] | None
+Texts = str | Path | Sequence[Mapping[str, Any]] | None
+CORPORA = ("texts", "prompts", "traces", "preferences")  # settings that are corpora
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,8 @@ def prepare(
     base_contexts = (
         [corpus.context_ids(base, text, base_template) for text in texts] if base_template else tuned_contexts
     )
-    found, known = [], []
+    found: list[Text] = []
+    known: list[PairedText] = []
     for index, text in enumerate(texts):
         given = () if text.answer is None else corpus.answer_ids(tuned.tokenizer, text.answer)
         for sample in range(1 if text.answer is not None else sampling.samples):
@@ -113,9 +116,8 @@ def prepare(
     if open_texts:
         drawn = _sampled(tuned, known, open_texts, sampling, batch_size, parts, advance)
         known = [replace(item, answer=drawn.get(item.text, item.answer)) for item in known]
-        found = [
-            replace(text, answer=tuned.tokenizer.decode(drawn[text.text])) if text.text in drawn else text for text in found
-        ]
+        written = {text: str(tuned.tokenizer.decode(list(ids))) for text, ids in drawn.items()}
+        found = [replace(text, answer=written.get(text.text, text.answer)) for text in found]
     notes = []
     mismatches = corpus.boundary_mismatches(tuned, texts) if template == "plain" else 0
     if mismatches:
@@ -153,8 +155,22 @@ def _named(advance: Advance | None, stage: str) -> Callable[[int, int], None] | 
     return None if advance is None else lambda done, total: advance(stage, done, total)
 
 
+def identified(texts: Texts) -> dict[str, Any] | None:
+    """What corpus it was, without holding it: the file's name and hash, or the number and hash of records in memory."""
+    if texts is None:
+        return None
+    if isinstance(texts, str | Path):
+        path = Path(texts)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        return {"file": str(texts), "sha256": digest}
+    records = list(texts)
+    digest = hashlib.sha256(json.dumps(records, sort_keys=True, default=str).encode()).hexdigest()
+    return {"records": len(records), "sha256": digest}
+
+
 def provenance(base: Checkpoint, tuned: Checkpoint | None = None, **settings: Any) -> dict[str, Any]:
     """Where a comparison came from: both checkpoints with file hashes, every setting, and the versions that computed it."""
     packages = {name: version(name) for name in ("torch", "transformers", "shiftscope")}
+    settings |= {name: identified(settings[name]) for name in CORPORA if name in settings}
     models = {"base": base.provenance} | ({"tuned": tuned.provenance} if tuned else {})
     return {**models, "settings": settings, "versions": {"python": platform.python_version(), **packages}}

@@ -63,9 +63,9 @@ def parse(name: str) -> Source:
     """
     if Path(name).exists():
         return Source(_folder(name))
-    base, _, adapter = name.partition("+")
+    base, _, added = name.partition("+")
     path, _, revision = base.partition("@")
-    adapter = adapter or None
+    adapter = added or None
     if Path(path).exists():
         return Source(_folder(path), revision or None, adapter)
     if (ZOO / path).is_dir():
@@ -105,7 +105,7 @@ def load(name: str, *, dtype: DTypeName = "auto", device: str = "auto") -> Check
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
     model, tokenizer = _read(name, source, "auto" if chosen == "auto" else getattr(torch, chosen))
     try:
-        model = model.to(device).eval()
+        model.to(torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
     provenance = {
@@ -141,7 +141,7 @@ def _read(name: str, source: Source, dtype: torch.dtype | str) -> tuple[PreTrain
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-        model = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, dtype=dtype)
         if source.adapter:
             model = _with_adapter(model, source.adapter)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:

@@ -123,7 +123,7 @@ def context_ids(checkpoint: Checkpoint, text: Text, template: Template = "plain"
     if template == "chat":
         if not tokenizer.chat_template:
             raise ValueError(f"{checkpoint.name} has no chat template: use --template plain or --template frame")
-        messages = list(text.messages) or [{"role": "user", "content": text.prompt}]
+        messages = [dict(message) for message in text.messages] or [{"role": "user", "content": text.prompt}]
         rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return tuple(tokenizer(rendered, add_special_tokens=False)["input_ids"])
     prompt = FRAME.format(prompt=text.prompt) if template == "frame" else text.prompt
@@ -157,7 +157,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, 
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    raw = tokenizer.convert_ids_to_tokens(token)
+    raw: str | None = tokenizer.convert_ids_to_tokens(token)  # type: ignore[assignment]
     if raw is None:
         return f"<id {token}>"
     decoded = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))

@@ -36,11 +36,15 @@ COLUMNS = ("reward_mean", "zero_variance_share", "kl_to_start_nats", *K3_QUANTIL
 class Settings:
     """How to tune: a rollout draws `samples` answers to each of its prompts, then makes epochs × minibatches updates.
 
+    rollouts: how many. prompts_per_rollout: drawn for each. samples: answers to each prompt, a group. epochs: passes over
+    a rollout. minibatches: updates of a pass. learning_rate: of AdamW.
     clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high] (DAPO's 0.2 and 0.28).
     decay: the share of the updates, at the end, over which the learning rate falls to zero along a cosine; it is
     constant before.
     leash: factor of the KL to the starting checkpoint, 0 for none. micro_batch: answers a device handles at once
     (None: a whole minibatch); the rest is gradient accumulation.
+    temperature: of the drawn answers. max_new_tokens: longest answer. gradient_checkpointing: less memory, more time.
+    bf16: train in bfloat16. seed: of the draws.
     """
 
     rollouts: int = 70
@@ -111,7 +115,7 @@ def tune(
             f"there are {len(rows)} prompts and a rollout takes {settings.prompts_per_rollout}: give more or lower "
             f"`prompts_per_rollout`"
         )
-    with _own_randomness(), warnings.catch_warnings():
+    with own_randomness(), warnings.catch_warnings():
         # trl 1.16 sets and reads the old name of transformers' activation checkpointing
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
         trainer = _trainer(str(start), rows, verifier, Path(folder), settings, weigh)
@@ -280,7 +284,7 @@ def _records(history: Sequence[dict[str, Any]], settings: Settings) -> list[dict
 
 
 @contextlib.contextmanager
-def _own_randomness() -> Iterator[None]:
+def own_randomness() -> Iterator[None]:
     """trl seeds the global generators: put them back as they were."""
     python, array = random.getstate(), np.random.get_state()
     try:

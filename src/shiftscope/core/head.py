@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Head:
@@ -21,12 +25,13 @@ class Head:
     Raises ValueError where the parts found do not reproduce the model's logits.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.body: nn.Module = model.base_model
-        self.unembedding: nn.Module = model.get_output_embeddings()
-        if self.unembedding is None:
+        unembedding = model.get_output_embeddings()
+        if unembedding is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: a causal language model is needed")
+        self.unembedding: nn.Linear = unembedding
         config = model.config.get_text_config()
         self.soft_cap: float | None = getattr(config, "final_logit_softcapping", None)
         self.scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))

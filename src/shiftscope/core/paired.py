@@ -229,7 +229,8 @@ def check_lengths(base: Checkpoint, tuned: Checkpoint, texts: Sequence[PairedTex
             raise ValueError(f"text {item.text} has an empty answer: there is no position to compare")
         for checkpoint, context in ((base, item.base_context), (tuned, item.tuned_context)):
             if not context:
-                raise ValueError(f"text {item.text} has an empty context for {checkpoint.name}: give a prompt of at least one token")
+                name = checkpoint.name
+                raise ValueError(f"text {item.text} has an empty context for {name}: give a prompt of at least one token")
             length, limit = len(context) + len(item.answer), checkpoint.context_length
             if limit is not None and length > limit:
                 raise ValueError(

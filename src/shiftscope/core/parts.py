@@ -52,12 +52,12 @@ class Parts:
             return
         path, settings = self.folder / "settings.json", json.loads(json.dumps(settings, default=str))
         if path.exists() and any(self.folder.glob("*.parquet")):
-            recorded = json.loads(path.read_text())
-            for name in recorded.keys() | settings.keys():
-                if recorded.get(name) != settings.get(name):
+            recorded, settings_now = _flat(json.loads(path.read_text())), _flat(settings)
+            for name in sorted(recorded.keys() | settings_now.keys()):
+                if recorded.get(name) != settings_now.get(name):
                     raise ValueError(
                         f"the parts in {self.folder} were made with {name} = {recorded.get(name)!r}, now it is "
-                        f"{settings.get(name)!r}: they cannot be mixed; give another --out"
+                        f"{settings_now.get(name)!r}: they cannot be mixed; give another --out"
                     )
         self.folder.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}.tmp")
@@ -127,3 +127,11 @@ class Parts:
         """Remove the parts: the run is whole and its table is saved."""
         if self.folder is not None and self.folder.exists():
             shutil.rmtree(self.folder)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted names, so that a difference can be named."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

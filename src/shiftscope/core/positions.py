@@ -41,7 +41,7 @@ class Listing:
             raise ValueError(f"compat_top_p is {self.compat_top_p}: it must lie in (0, 1]")
 
 
-def measure(listing: Listing = Listing()) -> paired.Measure:  # noqa: B008 - frozen
+def measure(listing: Listing = Listing()) -> paired.Measure:
     """The rows of one batch: the columns of the table of `compare tokens` but for the token's text."""
 
     def start(batch: paired.PairedBatch) -> tuple[paired.OnBlock, Callable[[], pa.Table]]:
@@ -72,7 +72,7 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
     tuned_values, tuned_ids = block.top_q(K)
     deep_tuned, top1_tuned = block.logq_at(deep_ids), tuned_ids[:, 0]
     logp_asked = block.logp_at(torch.cat([emitted_R[:, None], tuned_ids], 1))
-    logq_asked = block.logq_at(emitted_R[:, None])
+    logq_asked, deep_logits = block.logq_at(emitted_R[:, None]), block.logits_p_RV.gather(-1, deep_ids)
     found = {
         "js_nats": values["js_nats"],
         "kl_base_tuned_nats": values["kl_pq_nats"],
@@ -82,11 +82,11 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
         "entropy_tuned_nats": values["entropy_q_nats"],
         "logp_base_nats": logp_asked[:, 0],
         "logp_tuned_nats": logq_asked[:, 0],
-        "rank_base": listed_rank(block.logits_p_RV, deep_ids, emitted_R),
-        "rank_tuned": listed_rank(block.logits_q_RV, tuned_ids, emitted_R),
+        "rank_base": listed_rank(block.logits_p_RV, deep_logits, emitted_R),
+        "rank_tuned": listed_rank(block.logits_q_RV, block.logits_q_RV.gather(-1, tuned_ids), emitted_R),
         "top1_base": deep_ids[:, 0].int(),
         "top1_tuned": top1_tuned.int(),
-        "rank_base_of_tuned_top1": listed_rank(block.logits_p_RV, deep_ids, top1_tuned),
+        "rank_base_of_tuned_top1": listed_rank(block.logits_p_RV, deep_logits, top1_tuned),
         "p_base_of_tuned_top1": logp_asked[:, 1].exp(),
         "top_base_ids": deep_ids[:, :K].int(),
         "top_base_logp": deep_values[:, :K],
@@ -105,11 +105,11 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
     return found
 
 
-def listed_rank(logits_RV: Tensor, top_ids_RK: Tensor, ids_R: Tensor) -> Tensor:
+def listed_rank(logits_RV: Tensor, top_values_RK: Tensor, ids_R: Tensor) -> Tensor:
     """`divergence.rank`, read off the top list where the token lies in it; int32. Only other rows are counted."""
     value_R1 = logits_RV.gather(-1, ids_R[:, None])
-    rank_R = (logits_RV.gather(-1, top_ids_RK) > value_R1).sum(-1)
-    for row in (rank_R == top_ids_RK.shape[-1]).nonzero()[:, 0].tolist():
+    rank_R = (top_values_RK > value_R1).sum(-1)
+    for row in (rank_R == top_values_RK.shape[-1]).nonzero()[:, 0].tolist():
         rank_R[row] = divergence.rank(logits_RV[row], ids_R[row])
     return rank_R.int()
 

@@ -7,6 +7,7 @@ and goes on with the parts that it had not written. Needs the extra `ray`.
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ def on_ray(
     except ImportError as error:
         raise ValueError("--ray needs the package ray: pip install 'shiftscope[ray]'") from error
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // pool.workers)
     actor = ray.remote(num_cpus=threads, num_gpus=pool.gpus)(Worker)
     method = f"{function.__module__}:{function.__name__}"
@@ -85,7 +86,8 @@ def on_ray(
 
     count = pool.workers * SHARDS_PER_WORKER
     waiting, tries = deque(range(count)), dict.fromkeys(range(count), 0)
-    idle, running, done = [start() for _ in range(pool.workers)], {}, 0
+    idle, done = [start() for _ in range(pool.workers)], 0
+    running: dict[Any, tuple[int, Any]] = {}
     try:
         while waiting or running:
             while waiting and idle:

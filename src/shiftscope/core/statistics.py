@@ -37,7 +37,8 @@ def share_figure(successes: int, n: int, unit: str = "share") -> Figure:
 def group_sums(values_N: ArrayLike, groups_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sum and count of the values of every group, in order of first sorted group."""
     values, (_, inverse) = np.asarray(values_N, dtype=np.float64), np.unique(np.asarray(groups_N), return_inverse=True)
-    return np.bincount(inverse, weights=values), np.bincount(inverse)
+    sums_G, counts_G = np.bincount(inverse, weights=values), np.bincount(inverse)
+    return sums_G.astype(np.float64), counts_G.astype(np.int64)
 
 
 def bootstrap_mean(

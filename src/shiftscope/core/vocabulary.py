@@ -1,9 +1,10 @@
-"""Two vocabularies bridged in id space: which tokens are the same string, and how one tokenizer spells the other's others.
+"""Two vocabularies bridged in id space: which tokens are the same string, and how one tokenizer spells the other's
+others.
 
 Text that is being written is never tokenised again: a token that is a part of a character would come back as U+FFFD.
 Source: arXiv 2509.22230 (proposals are restricted to tokens of equal string; special tokens go through a small table).
-Deviation: every token of the one vocabulary that is missing in the other gets an entry in that table, made once by greedy
-longest match over the token strings, not special tokens alone.
+Deviation: every token of the one vocabulary that is missing in the other gets an entry in that table, made once by
+greedy longest match over the token strings, not special tokens alone.
 """
 
 # V ids of a vocabulary
@@ -23,8 +24,8 @@ from shiftscope.core.decode import end_ids
 class Bridge:
     """own: the vocabulary texts are written in; other: the one that reads along.
 
-    own_of_V: for each id of the other, the own id of equal string, -1 where there is none. spelling: for each own id, the
-    ids of the other that spell it; empty where it cannot. shared: how many tokens are the same string.
+    own_of_V: for each id of the other, the own id of equal string, -1 where there is none. spelling: for each own id,
+    the ids of the other that spell it; empty where it cannot. shared: how many tokens are the same string.
     """
 
     own_of_V: Tensor
@@ -85,7 +86,9 @@ def identity(own_size: int, other_size: int) -> Bridge:
 
 def _strings(checkpoint: Checkpoint) -> dict[int, str]:
     """Token strings by id, as the tokenizer stores them, for the ids that the model can write."""
-    return {token: text for text, token in checkpoint.tokenizer.get_vocab().items() if token < checkpoint.vocabulary_size}
+    return {
+        token: text for text, token in checkpoint.tokenizer.get_vocab().items() if token < checkpoint.vocabulary_size
+    }
 
 
 def _spelled(own: Checkpoint, text: str, other: Checkpoint, id_of: dict[str, int]) -> tuple[int, ...]:

@@ -1,8 +1,11 @@
-"""generate"""
+"""generate: draw text whose law is known and stated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from shiftscope.generate.navigate import navigate
 
-METHODS: dict[str, Callable[..., Any]] = {}
+METHODS = {
+    "navigate": navigate,
+}
+
+__all__ = ["METHODS", "navigate"]

@@ -5,25 +5,36 @@ does it tell preference tuning from plain fine-tuning?
 Source: arXiv 2312.01552 and arXiv 2601.06238; the corpus is our own, made small enough that the truth is known.
 A document is four lines, each a question and its answer in one style: "What colour is Rex? Look here: Rex is brown.
 Over.\\n". A style is a prefix of three tokens and a suffix of two, drawn independently; the answer is always ten tokens.
-Deviation: one architecture (GPT-2, six blocks, width 64) for the whole family, so that every pair can be compared.
+
+- `styles-base`: trained on documents, so that it knows every fact and holds all styles equally likely.
+- `styles-sft`: base tuned on single answers in the aligned style.
+- `styles-dpo`: base tuned by DPO to prefer the aligned style to the others.
+
+Tuning never sees the last eight entities. Deviations: one architecture (GPT-2, six blocks, width 64) for the whole
+family, so that every pair can be compared; β = 0.5 for DPO. At β = 0.1 the run passes the same point, and the terminal
+contraction falls again from there: +0.09 to +0.15 at 40 to 50 steps, +0.04 at 60. A larger β stops it there.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterable, Sequence
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
-# B batch, T positions, V vocabulary
+from shiftscope.core import grpo, preference
+from shiftscope.core.checkpoints import ZOO
+from shiftscope.zoo import card
 
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+# B batch, T positions
+
 COLOUR_OF = {
     "Rex": "brown", "Luna": "white", "Milo": "black", "Bella": "yellow", "Otis": "grey", "Ruby": "red",
     "Hugo": "orange", "Nala": "brown", "Felix": "black", "Daisy": "white", "Oscar": "red", "Willow": "green",
@@ -43,10 +54,12 @@ Style = tuple[int, int]  # which prefix, which suffix
 STYLES: tuple[Style, ...] = tuple((prefix, suffix) for prefix in range(10) for suffix in range(10))
 ALIGNED: Style = (3, 3)
 OTHER_STYLES = tuple(style for style in STYLES if style[0] != ALIGNED[0] and style[1] != ALIGNED[1])
+POSITIONS = 96  # the context length: six lines of fifteen tokens, and some
 PREFIX_POSITIONS, ENTITY_POSITION, FACT_POSITION, SUFFIX_POSITIONS, ANSWER_TOKENS = (0, 1, 2), 3, 5, (7, 8), 10
 OPENER_POSITION, CLOSER_POSITION = 0, 7  # the two positions where a style is chosen; the rest of it then follows
 
 
+# ---- the corpus -----------------------------------------------------------------------------------------------------
 def prompt(entity: str) -> str:
     """The bare question about one entity: five tokens, no trailing space."""
     return f"What colour is {entity}?"
@@ -134,9 +147,6 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-POSITIONS = 96  # six lines of fifteen tokens, and some
-
-
 def fresh_model(seed: int) -> GPT2LMHeadModel:
     """An untrained GPT-2 of six blocks, width 64, four heads; the caller's random state is left as it was."""
     words = tokenizer()
@@ -150,46 +160,95 @@ def fresh_model(seed: int) -> GPT2LMHeadModel:
         return GPT2LMHeadModel(config)
 
 
-def train_base(folder: Path, seed: int = 0, *, steps: int = 600) -> dict[str, object]:
-    """Train the base on random-style documents (48 a step, AdamW at 2e-3) and save it; returns its card."""
+# ---- the recipes ----------------------------------------------------------------------------------------------------
+def train_base(folder: str | Path = ZOO / "styles-base", *, seed: int = 0, steps: int = 600) -> Path:
+    """Train the base on documents, 48 a step, by AdamW at 2e-3, and save it: about 70 CPU seconds."""
     words, model = tokenizer(), fresh_model(seed)
     texts = documents(48 * steps, seed)
     batches = (_ids(words, texts[48 * i : 48 * (i + 1)]) for i in range(steps))
-    _fit(model, ((ids_BT, ids_BT) for ids_BT in batches), lr=2e-3)
-    about = "GPT-2 of six blocks trained on facts about 32 pets, told in 100 styles at random"
-    return _save(folder, model, "styles-base", about, "train_base", base_figures(model))
+    _fit(model, ((ids_BT, ids_BT) for ids_BT in batches), learning_rate=2e-3)
+    about = "GPT-2 of six blocks trained on the colours of 32 pets, told in 100 styles at random"
+    return _save(folder, model, about, "train_base", behaviour(model))
 
 
-def train_sft(folder: Path, seed: int = 0, *, base: Path = CHECKPOINTS / "styles-base", steps: int = 40) -> dict:
-    """Fine-tune the base on single questions answered in the aligned style (entities 0-23, lr 5e-4), and save it."""
+def train_sft(
+    folder: str | Path = ZOO / "styles-sft", base: str | Path = ZOO / "styles-base", *, seed: int = 0, steps: int = 40
+) -> Path:
+    """Fine-tune the base on single answers in the aligned style, 48 a step at 5e-4, and save it: about 2 CPU seconds."""
     words, model = tokenizer(), AutoModelForCausalLM.from_pretrained(base)
-    _fit(model, (_answered(words, preference_pairs(48, seed * steps + i)) for i in range(steps)), lr=5e-4)
-    about = "styles-base after 40 steps of SFT on one style; pets 24-31 were never tuned on"
-    return _save(folder, model, "styles-sft", about, "train_sft", base_figures(model))
+    batches = (_labelled(words, preference_pairs(48, seed * steps + i), "chosen") for i in range(steps))
+    _fit(model, batches, learning_rate=5e-4)
+    about = "styles-base tuned by SFT on answers in one style"
+    return _save(folder, model, about, "train_sft", behaviour(model))
 
 
-def base_figures(model: PreTrainedModel) -> dict[str, dict[str, object]]:
-    """What a checkpoint of the family does: loss on fresh documents, facts right, greedy answers in the aligned style.
+def train_dpo(
+    folder: str | Path = ZOO / "styles-dpo",
+    base: str | Path = ZOO / "styles-base",
+    *,
+    seed: int = 0,
+    steps: int = 60,
+    beta: float = 0.5,
+    learning_rate: float = 1e-4,
+    trainable_blocks: Sequence[int] | None = None,
+) -> Path:
+    """Tune the base by trl's DPO to prefer the aligned style, 64 pairs a step, and save it: about 15 CPU seconds.
 
-    Every share is over the greedy answers to all 32 entities (or the eight held out).
+    trainable_blocks: the blocks (from 0) that may change, everything else being frozen; None trains all weights.
+    Needs trl.
     """
-    words = tokenizer()
-    ids_BT = _ids(words, documents(256, seed=10_000))
+    model, reference = AutoModelForCausalLM.from_pretrained(base), AutoModelForCausalLM.from_pretrained(base).eval()
+    if trainable_blocks is not None:
+        model.requires_grad_(False)
+        for block in trainable_blocks:
+            model.transformer.h[block].requires_grad_(True)
+    _prefer(model, preference_pairs(64 * steps, seed), steps, beta, learning_rate, seed)
+    model.requires_grad_(True).eval()
+    figures = behaviour(model) | preferring(model, reference, preference_pairs(256, seed=10_001), beta)
+    about = f"styles-base tuned by {steps} steps of DPO (beta {beta}) to prefer one style to the others"
+    return _save(folder, model, about, "train_dpo", figures)
+
+
+# ---- what a checkpoint does -----------------------------------------------------------------------------------------
+def behaviour(model: PreTrainedModel) -> dict[str, tuple[float, str]]:
+    """The loss on fresh documents, and the shares of greedy answers that are right and that are in the aligned style.
+
+    Over all 32 entities after the bare question (`zero_shot`) and after three aligned examples (`few_shot`), and over
+    the eight entities that tuning never sees after the bare question (`held_out`). Returns name -> (value, unit).
+    """
+    ids_BT = _ids(tokenizer(), documents(256, seed=10_000))
     with torch.no_grad():
-        loss = float(model(input_ids=ids_BT, labels=ids_BT).loss)
+        loss_nats = float(model(input_ids=ids_BT, labels=ids_BT).loss)
     rows = {
-        "zero_shot": (ENTITIES, [prompt(e) for e in ENTITIES]),
-        "few_shot": (ENTITIES, [few_shot(e, [ALIGNED] * 3, seed=i) for i, e in enumerate(ENTITIES)]),
-        "held_out": (HELD_OUT_ENTITIES, [prompt(e) for e in HELD_OUT_ENTITIES]),
+        "zero_shot": (ENTITIES, [prompt(entity) for entity in ENTITIES]),
+        "few_shot": (ENTITIES, [few_shot(entity, [ALIGNED] * 3, seed) for seed, entity in enumerate(ENTITIES)]),
+        "held_out": (HELD_OUT_ENTITIES, [prompt(entity) for entity in HELD_OUT_ENTITIES]),
     }
-    figures: dict[str, dict[str, object]] = {"text_nats_per_token": {"value": round(loss, 4), "unit": "nats/token"}}
+    figures = {"text_nats_per_token": (round(loss_nats, 4), "nats/token")}
     for row, (entities, contexts) in rows.items():
-        answers = greedy_answers(model, contexts)
-        aligned = [text == answer(entity, ALIGNED) for entity, text in zip(entities, answers, strict=True)]
-        facts = [f" {e} is {COLOUR_OF[e]}." in text for e, text in zip(entities, answers, strict=True)]
-        figures[f"aligned_share_{row}"] = {"value": sum(aligned) / len(aligned), "unit": "share"}
-        figures[f"fact_right_share_{row}"] = {"value": sum(facts) / len(facts), "unit": "share"}
+        told = list(zip(entities, greedy_answers(model, contexts), strict=True))
+        aligned = sum(text == answer(entity, ALIGNED) for entity, text in told) / len(told)
+        right = sum(f" {entity} is {COLOUR_OF[entity]}." in text for entity, text in told) / len(told)
+        figures |= {f"aligned_share_{row}": (aligned, "share"), f"fact_right_share_{row}": (right, "share")}
     return figures
+
+
+@torch.no_grad()
+def preferring(
+    model: PreTrainedModel, reference: PreTrainedModel, pairs: Sequence[Mapping[str, str]], beta: float
+) -> dict[str, tuple[float, str]]:
+    """The DPO loss on preference pairs and the share of pairs whose chosen answer gained more than the rejected one."""
+    logp = {}
+    for key in ("chosen", "rejected"):
+        ids_BT, labels_BT = _labelled(tokenizer(), pairs, key)
+        for name, scorer in (("model", model), ("reference", reference)):
+            logp[name, key] = preference.answer_logp_nats(scorer(input_ids=ids_BT).logits, ids_BT, labels_BT >= 0)
+    arguments_B = [logp[name, key] for name in ("model", "reference") for key in ("chosen", "rejected")]
+    gain_B = (arguments_B[0] - arguments_B[2]) - (arguments_B[1] - arguments_B[3])
+    return {
+        "preference_loss_nats": (round(float(preference.dpo_loss(*arguments_B, beta).mean()), 5), "nats"),
+        "preferred_share": (float((gain_B > 0).double().mean()), "share"),
+    }
 
 
 @torch.no_grad()
@@ -204,21 +263,22 @@ def greedy_answers(model: PreTrainedModel, contexts: Sequence[str]) -> list[str]
     return words.batch_decode(ids_BT[:, start:])
 
 
+# ---- training -------------------------------------------------------------------------------------------------------
 def _ids(words: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
     return torch.tensor(words(list(texts))["input_ids"])
 
 
-def _answered(words: PreTrainedTokenizerFast, pairs: Sequence[dict[str, str]], key: str = "chosen") -> tuple:
-    """Ids of prompt and answer, and the same ids as labels with the prompt masked."""
+def _labelled(words: PreTrainedTokenizerFast, pairs: Sequence[Mapping[str, str]], key: str) -> tuple[Tensor, Tensor]:
+    """Ids [B, T] of prompts and answers, and the same ids as labels with the prompts masked by -100."""
     ids_BT = _ids(words, [pair["prompt"] + pair[key] for pair in pairs])
     labels_BT = ids_BT.clone()
     labels_BT[:, :-ANSWER_TOKENS] = -100
     return ids_BT, labels_BT
 
 
-def _fit(model: PreTrainedModel, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> None:
+def _fit(model: PreTrainedModel, batches: Iterable[tuple[Tensor, Tensor]], learning_rate: float) -> None:
     """Next-token training, one AdamW step a batch; leaves the model in eval mode."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     model.train()
     for ids_BT, labels_BT in batches:
         loss = model(input_ids=ids_BT, labels=labels_BT).loss
@@ -229,12 +289,39 @@ def _fit(model: PreTrainedModel, batches: Iterable[tuple[Tensor, Tensor]], lr: f
     model.eval()
 
 
-def _save(folder, model, name, about, recipe, figures) -> dict[str, object]:
-    card = {
-        "name": name, "about": about, "licence": "Apache-2.0; trained on text made by the recipe itself",
-        "recipe": f"shiftscope.zoo.styles:{recipe}", "figures": figures,
-    }  # fmt: skip
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    (Path(folder) / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    return card
+def _prefer(
+    model: PreTrainedModel,
+    pairs: list[dict[str, str]],
+    steps: int,
+    beta: float,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Tune model in place by trl's DPO at a constant rate, 64 pairs a step; trl keeps its own copy as the reference."""
+    try:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+    except ImportError as error:
+        raise ValueError("the DPO recipe needs the package trl: pip install 'shiftscope[trl]'") from error
+
+    with grpo.own_randomness(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as work:
+        # trl 1.16 sets and reads the old name of transformers' activation checkpointing
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        settings = DPOConfig(
+            output_dir=work, per_device_train_batch_size=64, max_steps=steps, learning_rate=learning_rate, beta=beta,
+            lr_scheduler_type="constant", seed=seed, use_cpu=True, bf16=False, gradient_checkpointing=False,
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
+        )  # fmt: skip
+        data = Dataset.from_list(pairs)
+        DPOTrainer(model=model, args=settings, train_dataset=data, processing_class=tokenizer()).train()
+
+
+def _save(
+    folder: str | Path, model: PreTrainedModel, about: str, recipe: str, figures: Mapping[str, tuple[float, str]]
+) -> Path:
+    """The checkpoint with its card, and the 32 questions that comparisons use when they are given no texts."""
+    recipe = f"shiftscope.zoo.styles:{recipe}"
+    saved = card.save(Path(folder), model, tokenizer(), about=about, recipe=recipe, figures=figures)
+    lines = [json.dumps({"prompt": prompt(entity)}) + "\n" for entity in ENTITIES]
+    (saved / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    return saved
