@@ -2,11 +2,8 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Literal
 
@@ -90,20 +87,6 @@ def test_json_is_the_summary_alone_on_standard_output(texts):
     assert json.loads(out)["method"] == "compare tokens"
 
 
-@pytest.mark.parametrize(
-    ("gate", "expected"), [("js_mean_nats < 0.5", 0), ("js_mean_nats<1e-9", 1), ("positions >= 1", 0)]
-)
-def test_a_gate_that_does_not_hold_makes_the_exit_code_1(texts, gate, expected):
-    code, _, err = shiftscope("compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--json", "--gate", gate)
-    assert code == expected
-    assert ("gate failed" in err) == (expected == 1)
-
-
-def test_every_gate_counts(texts):
-    gates = ["--gate", "js_mean_nats < 0.5", "--gate", "js_mean_nats > 0.5"]
-    assert shiftscope("compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--json", *gates)[0] == 1
-
-
 BAD = {
     "differing vocabularies": (["sums-base", "styles-base"], "vocabularies differ"),
     "no checkpoint": (["sums-base", "./nowhere"], "no such folder"),
@@ -143,15 +126,6 @@ def test_bad_texts_are_one_sentence_and_exit_code_2(tmp_path, content, sentence)
     assert (code, sentence in err, len(err.strip().splitlines())) == (2, True, 1)
 
 
-def test_an_out_that_cannot_be_written_is_found_before_anything_runs(texts, tmp_path):
-    (tmp_path / "file").touch()
-    code, _, err = shiftscope(
-        "compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--out", tmp_path / "file" / "out"
-    )
-    assert code == 2
-    assert "cannot be written" in err
-
-
 def test_nan_logits_are_named_with_their_place(texts, tmp_path):
     import torch
 
@@ -172,90 +146,6 @@ def test_usage_errors_have_exit_code_2():
     assert shiftscope("compare", "tokens")[0] == 2
     assert shiftscope("compare", "nothing")[0] == 2
     assert shiftscope("compare", "tokens", "a", "b", "--no-such-option")[0] == 2
-
-
-def test_control_c_keeps_the_parts_and_resume_gives_the_same_result(tmp_path):
-    rows = [{"prompt": prompt["prompt"]} for prompt in sums.prompts(160, seed=3)]
-    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "shiftscope", "compare", "tokens", "sums-base", "sums-rlvr", "--threads", "1"]
-    command += ["--texts", str(tmp_path / "many.jsonl"), "--batch-size", "4"]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    running = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out")], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    parts = tmp_path / "out" / "parts"
-    while len(list(parts.glob("pass-*.done"))) < 5 and running.poll() is None:
-        time.sleep(0.02)
-    running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
-    assert running.returncode == 130, err
-    assert "add --resume" in err
-    assert 5 <= len(list(parts.glob("pass-*.done"))) < 40
-    code, _, err = shiftscope(*command[3:], "--out", tmp_path / "out")
-    assert code == 2
-    assert "parts of an interrupted run" in err
-    assert shiftscope(*command[3:], "--out", tmp_path / "out", "--resume")[0] == 0
-    assert shiftscope(*command[3:], "--out", tmp_path / "fresh")[0] == 0
-    resumed, fresh = (pq.read_table(tmp_path / name / "table.parquet") for name in ("out", "fresh"))
-    assert resumed.equals(fresh)
-    figures = [json.loads((tmp_path / name / "summary.json").read_text())["figures"] for name in ("out", "fresh")]
-    assert figures[0] == figures[1]
-
-
-def test_shards_on_any_scheduler_merge_into_the_result_of_a_single_run(texts, tmp_path):
-    command = [
-        "compare",
-        "tokens",
-        "sums-base",
-        "sums-rlvr",
-        "--texts",
-        texts,
-        "--batch-size",
-        "2",
-        "--temperature",
-        "1",
-    ]
-    assert shiftscope(*command, "--out", tmp_path / "whole")[0] == 0
-    for number in range(3):
-        code, _, err = shiftscope(*command, "--shard", f"{number}/3", "--out", tmp_path / f"shard{number}")
-        assert code == 0, err
-        assert "shiftscope merge" in err
-        assert not (tmp_path / f"shard{number}" / "summary.json").exists()
-    folders = [tmp_path / f"shard{number}" for number in range(3)]
-    code, _, err = shiftscope("merge", *folders, "--out", tmp_path / "merged")
-    assert code == 0, err
-    whole, merged = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "merged"))
-    assert merged["figures"] == whole["figures"]
-    assert pq.read_table(tmp_path / "merged" / "table.parquet").equals(
-        pq.read_table(tmp_path / "whole" / "table.parquet")
-    )
-
-
-@pytest.mark.parametrize("shard", ["3/3", "x", "1", "-1/2"])
-def test_a_shard_that_is_none_is_named(texts, tmp_path, shard):
-    arguments = [
-        "compare",
-        "tokens",
-        "sums-base",
-        "sums-rlvr",
-        "--texts",
-        texts,
-        "--out",
-        tmp_path / "o",
-        f"--shard={shard}",
-    ]
-    code, _, err = shiftscope(*arguments)
-    assert (code, "is not of the form i/n" in err) == (2, True)
-
-
-def test_merging_what_is_no_shard_or_of_two_commands_is_named(texts, tmp_path):
-    (tmp_path / "empty").mkdir()
-    assert "holds no parts of a shard" in shiftscope("merge", tmp_path / "empty", "--out", tmp_path / "m")[2]
-    for limit in (2, 3):
-        command = ["compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--limit", limit]
-        assert shiftscope(*command, "--shard", "0/2", "--out", tmp_path / f"limit{limit}")[0] == 0
-    code, _, err = shiftscope("merge", tmp_path / "limit2", tmp_path / "limit3", "--out", tmp_path / "m")
-    assert (code, "different commands" in err) == (2, True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,6 @@ def of(table, **where):
 
 
 # ---- replication ----------------------------------------------------------------------------------------------------
-@pytest.mark.slow
 def test_a_twelfth_of_the_tokens_carries_the_gain_and_as_many_elsewhere_do_not(pair):
     result = compared(pair, limit=200, batch_size=200)
     assert result["accuracy_base"] < 0.35

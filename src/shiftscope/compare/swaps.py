@@ -176,8 +176,8 @@ def _measured(stage: _Stage, setting: _Setting) -> pa.Table:
         return _rows(stage, setting, _alone(stage, setting.rule))
     assert setting.value is not None
     if setting.rule == "signed":
-        rule = partial(crossing.less_likely, tau_nats=setting.value)
-        return _rows(stage, setting, _written(stage, setting.direction, rule))
+        signed = partial(crossing.less_likely, tau_nats=setting.value)
+        return _rows(stage, setting, _written(stage, setting.direction, signed))
     written = _written(stage, setting.direction, partial(crossing.js_above, epsilon=setting.value))
     tables = [_rows(stage, setting, written)]
     for name, (value, rule) in _controls(stage.sweep, setting.direction, written).items():
@@ -486,14 +486,14 @@ def _text_panels(table: pa.Table, headline: Mapping[str, _Summary | None]) -> li
         if summary is None:
             continue
         wanted = {"direction": direction, "rule": "js", "value": summary.setting.value, "sample": 0}
+        chosen = table
         for name, value in wanted.items():
-            chosen = table if name == "direction" else chosen
             chosen = chosen.filter(pc.equal(chosen[name], value))
         for answer in chosen.sort_by("text").slice(0, SHOWN_TEXTS).to_pylist():
             entry, score = about[answer["text"]], {0.0: "wrong", 1.0: "right"}.get(answer["score"], answer["score"])
-            name = f"{entry['id']} ({direction}, {score})"
+            title = f"{entry['id']} ({direction}, {score})"
             rows += _token_rows(len(listed), answer, direction, names)
-            listed.append({"text": len(listed), "id": name, "prompt": entry["prompt"]})
+            listed.append({"text": len(listed), "id": title, "prompt": entry["prompt"]})
     if not rows:
         return []
     kinds = {"text": pa.int32(), "position": pa.int32(), "token_id": pa.int32()}

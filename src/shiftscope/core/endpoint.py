@@ -155,12 +155,14 @@ class Endpoint:
 
     def _with_extras(self, payload: Mapping[str, Any], read: Callable[[Any], T]) -> Reply[T]:
         """Ask for token ids too, and without that where the server refuses fields that it does not know."""
-        if self._extras:
-            reply = self._asked("/completions", {**payload, **EXTRAS}, read, 0)
-            if reply.found is not None or "refuses" not in str(reply.problem):
-                return reply
-            self._extras = False
-        return self._asked("/completions", payload, read, 0)
+        if not self._extras:
+            return self._asked("/completions", payload, read, 0)
+        reply = self._asked("/completions", {**payload, **EXTRAS}, read, 0)
+        if reply.found is not None or not any(f"refuses ({status})" in str(reply.problem) for status in (400, 422)):
+            return reply
+        plain = self._asked("/completions", payload, read, 0)
+        self._extras = plain.found is None
+        return plain
 
     def _asked(self, path: str, payload: Mapping[str, Any], read: Callable[[Any], T], salt: int) -> Reply[T]:
         model = self.model()
@@ -222,13 +224,14 @@ class Endpoint:
 
     def _record(self, entry: Mapping[str, Any]) -> None:
         """Add an answer to the replay file; one that is off-format is written for its readers and not replayed."""
+        if self.asking.replay is None:
+            return
         with self._lock:
             if entry["key"] is not None:
                 self._replay[entry["key"]] = entry["body"]
-            if self.asking.replay is not None:
-                self.asking.replay.parent.mkdir(parents=True, exist_ok=True)
-                with self.asking.replay.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self.asking.replay.parent.mkdir(parents=True, exist_ok=True)
+            with self.asking.replay.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 def parse_address(address: str) -> tuple[str, str | None]:
@@ -264,7 +267,7 @@ def _read_replay(path: Path) -> dict[str, Any]:
     if len(whole) < len(raw):
         path.write_bytes(whole)
     found = {}
-    for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+    for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
         try:
             entry = json.loads(line)
             key, body = entry["key"], entry["body"]

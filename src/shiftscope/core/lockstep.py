@@ -256,12 +256,11 @@ class _Batch:
             at = np.flatnonzero(going)
             if not len(at):
                 break
-            whole = len(at) == len(rows)
-            logits = (
-                law if whole else law[torch.from_numpy(at).to(law.device)]
-                for law in (drafter_logits[k], checker_logits_BKV[:, k])
-            )
-            token_B = self._decide(rows[at], Step(*logits, *self._keys(rows[at]), self.seed), drafted_BK[at, k])
+            laws = [drafter_logits[k], checker_logits_BKV[:, k]]
+            if len(at) < len(rows):
+                laws = [law[torch.from_numpy(at).to(law.device)] for law in laws]
+            step = Step(laws[0], laws[1], *self._keys(rows[at]), self.seed)
+            token_B = self._decide(rows[at], step, drafted_BK[at, k])
             kept_B[at] += 1
             over_B = torch.isin(token_B, self.ends).numpy()
             self.ended_J[rows[at]] = over_B

@@ -10,9 +10,12 @@ Over.\\n". A style is a prefix of three tokens and a suffix of two, drawn indepe
 - `styles-sft`: base tuned on single answers in the aligned style.
 - `styles-dpo`: base tuned by DPO to prefer the aligned style to the others.
 
-Tuning never sees the last eight entities. Deviations: one architecture (GPT-2, six blocks, width 64) for the whole
-family, so that every pair can be compared; β = 0.5 for DPO. At β = 0.1 the run passes the same point, and the terminal
-contraction falls again from there: +0.09 to +0.15 at 40 to 50 steps, +0.04 at 60. A larger β stops it there.
+Tuning never sees the last eight entities. DPO goes on until it harms: the shipped run tells half of the facts wrong
+after the bare question, and the terminal contraction rises with just that (+0.13; +0.05 where a run with beta 1 still
+tells all facts right).
+Deviations: one architecture (GPT-2, six blocks, width 64) for the whole family, so that every pair can be compared;
+beta = 0.5 for DPO, at which the contraction stays where it got. At 0.1 it peaks at step 40 (+0.13) and is down to
++0.04 at step 60, where hardly an answer is whole.
 """
 
 from __future__ import annotations
@@ -299,14 +302,16 @@ def _prefer(
 ) -> None:
     """Tune model in place by trl's DPO at a constant rate, 64 pairs a step; trl keeps its own copy as the reference."""
     try:
-        from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
+        import trl  # noqa: F401
     except ImportError as error:
         raise ValueError("the DPO recipe needs the package trl: pip install 'shiftscope[trl]'") from error
 
     with grpo.own_randomness(), warnings.catch_warnings(), tempfile.TemporaryDirectory() as work:
         # trl 1.16 sets and reads the old name of transformers' activation checkpointing
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer  # draws from the global generators already while it is imported
+
         settings = DPOConfig(
             output_dir=work, per_device_train_batch_size=64, max_steps=steps, learning_rate=learning_rate, beta=beta,
             lr_scheduler_type="constant", seed=seed, use_cpu=True, bf16=False, gradient_checkpointing=False,
