@@ -55,6 +55,16 @@ def bhattacharyya(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
     return (1 - 0.5 * _squared_chord(logp_BV, logq_BV)).clamp(0, 1)
 
 
+def js_to_token_nats(logp_B: Tensor) -> Tensor:
+    """JS in nats between a law and the certainty of one token that has log-probability logp under it.
+
+    0 where the law is sure of the token, ln 2 where it excludes it: how far a written token lies from a reader's law.
+    """
+    p = logp_B.exp()
+    inside = _times_log(p, logp_B + LN2 - torch.log1p(p))
+    return (0.5 * (LN2 - torch.log1p(p) + inside + (1 - p) * LN2)).clamp(0, LN2)
+
+
 def fisher_rao(logp_BV: Tensor, logq_BV: Tensor) -> Tensor:
     """Fisher–Rao geodesic distance 2·arccos Σ√(p·q) in radians, within [0, π]; chord form, exact for small ones."""
     return arc_of_chord(_squared_chord(logp_BV, logq_BV).sqrt())

@@ -284,7 +284,7 @@ class _Batch:
             drafted.append(self.policy.propose(logits_BV, uniform_B).cpu())
             logits.append(logits_BV)
             if k + 1 < K:
-                chunk = [list(self.spell(token)) for token in drafted[-1].clamp(min=0).tolist()]
+                chunk = [list(self.spell(token)) if token >= 0 else [0] for token in drafted[-1].tolist()]
         return torch.stack(drafted, 1), logits
 
     def _decide(self, jobs: NDArray[np.int64], step: Step, drafted_B: Tensor) -> Tensor:

@@ -147,15 +147,17 @@ def _of_echo(logprobs: Any) -> tuple[Place, ...]:
         logp = None if value is None else _number(value)
         if listed and logp is not None:
             listed.setdefault(name, logp)
-        where = (name, None) if isinstance(name, int) else (None, name)
-        places.append(Place(*where, logp, tuple(listed.items())))
+        places.append(_placed(name, logp, tuple(listed.items())))
     return tuple(places)
 
 
 def _of_content(entry: Any) -> Place:
     name, logp = _named(entry)
-    where = (name, None) if isinstance(name, int) else (None, name)
-    return Place(*where, logp, tuple(_named(item) for item in entry.get("top_logprobs") or ()))
+    return _placed(name, logp, tuple(_named(item) for item in entry.get("top_logprobs") or ()))
+
+
+def _placed(name: int | str, logp: float | None, top: tuple[tuple[int | str, float], ...]) -> Place:
+    return Place(name, None, logp, top) if isinstance(name, int) else Place(None, name, logp, top)
 
 
 def _named(entry: Any) -> tuple[int | str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,14 @@ def save(
     figures: Mapping[str, tuple[float, str]],
     dtype: torch.dtype | None = None,
     verifier: str | None = None,
+    prompts: Sequence[Mapping[str, str]] = (),
 ) -> Path:
     """Write model, tokenizer and card into folder, and return folder; the model given is left as it is.
 
     about: what the checkpoint is and what it was trained on. recipe: 'module:function' that trains it.
     figures: name -> (value, unit), measured on the weights as they are stored.
     dtype: type of the stored weights; None keeps the model's own. verifier: 'module:function' that scores its answers.
+    prompts: rows that comparisons use when they are given no texts, written as prompts.jsonl.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,14 @@ def save(
     }
     if verifier:
         card["verifier"] = verifier
+    write_prompts(folder, prompts)
     text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
     return folder
+
+
+def write_prompts(folder: Path, prompts: Sequence[Mapping[str, str]]) -> None:
+    """Write the prompts that ship with a checkpoint, one JSON object a line; nothing where there are none."""
+    if prompts:
+        lines = (json.dumps(dict(row), ensure_ascii=False) for row in prompts)
+        (folder / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -57,6 +57,14 @@ def sources(part: Part = "all") -> list[str]:
     return [text for name, text in _modules().items() if part == "all" or is_held_out(name) == (part == "held out")]
 
 
+OPENINGS = (
+    "Return the", "Return a list of", "Return True if", "This module provides", "This function is", "This method",
+    "Open a file and", "The default value is", "If the argument", "Raise an error if", "Create a new", "Remove all",
+    "Convert the string", "A class that", "Called when the", "Read at most", "Write the", "Wait until the",
+    "Parse the", "An iterator over", "Set the name of", "The first element", "Compare two", "Use this to",
+)  # fmt: skip
+
+
 def prompts(n: int, *, seed: int) -> list[dict[str, str]]:
     """n rows {'prompt', 'answer'}: held-out documentation cut within its first sentence, and how it goes on.
 
@@ -201,7 +209,10 @@ def _save(folder: str | Path, model: Any, tokenizer: Any, about: str, recipe: st
     figures["parameters"] = (model.num_parameters(), "count")
     about += " Learnt from text under the PSF licence, which is not part of the checkpoint; Python 3.11, float16."
     recipe = f"shiftscope.zoo.docs:{recipe}"
-    return card.save(Path(folder), model, tokenizer, about=about, recipe=recipe, figures=figures, dtype=torch.float16)
+    rows = [{"prompt": opening} for opening in OPENINGS]
+    return card.save(
+        Path(folder), model, tokenizer, about=about, recipe=recipe, figures=figures, dtype=torch.float16, prompts=rows
+    )
 
 
 def _configuration(tokenizer: Any) -> LlamaConfig:

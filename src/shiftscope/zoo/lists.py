@@ -164,6 +164,8 @@ def train(folder: str | Path = CHECKPOINT, *, seed: int = 0) -> Path:
         about="Lists of members of 40 made-up categories, beside generic text that makes word families look alike.",
         recipe="shiftscope.zoo.lists:train",
         figures={name: (round(value, 4), unit) for name, (value, unit) in figures(model).items()},
+        verifier="shiftscope.zoo.lists:verify",
+        prompts=[{"prompt": row["prompt"], "reference": row["reference"]} for row in prompts(seed=0)],
     )
 
 

@@ -204,7 +204,7 @@ def train_dpo(
     if trainable_blocks is not None:
         model.requires_grad_(False)
         for block in trainable_blocks:
-            model.transformer.h[block].requires_grad_(True)
+            model.get_submodule(f"transformer.h.{block}").requires_grad_(True)
     _prefer(model, preference_pairs(64 * steps, seed), steps, beta, learning_rate, seed)
     model.requires_grad_(True).eval()
     figures = behaviour(model) | preferring(model, reference, preference_pairs(256, seed=10_001), beta)
@@ -246,10 +246,12 @@ def preferring(
         ids_BT, labels_BT = _labelled(tokenizer(), pairs, key)
         for name, scorer in (("model", model), ("reference", reference)):
             logp[name, key] = preference.answer_logp_nats(scorer(input_ids=ids_BT).logits, ids_BT, labels_BT >= 0)
-    arguments_B = [logp[name, key] for name in ("model", "reference") for key in ("chosen", "rejected")]
-    gain_B = (arguments_B[0] - arguments_B[2]) - (arguments_B[1] - arguments_B[3])
+    chosen_B, rejected_B = logp["model", "chosen"], logp["model", "rejected"]
+    chosen_reference_B, rejected_reference_B = logp["reference", "chosen"], logp["reference", "rejected"]
+    loss_B = preference.dpo_loss(chosen_B, rejected_B, chosen_reference_B, rejected_reference_B, beta)
+    gain_B = (chosen_B - chosen_reference_B) - (rejected_B - rejected_reference_B)
     return {
-        "preference_loss_nats": (round(float(preference.dpo_loss(*arguments_B, beta).mean()), 5), "nats"),
+        "preference_loss_nats": (round(float(loss_B.mean()), 5), "nats"),
         "preferred_share": (float((gain_B > 0).double().mean()), "share"),
     }
 
@@ -326,7 +328,5 @@ def _save(
 ) -> Path:
     """The checkpoint with its card, and the 32 questions that comparisons use when they are given no texts."""
     recipe = f"shiftscope.zoo.styles:{recipe}"
-    saved = card.save(Path(folder), model, tokenizer(), about=about, recipe=recipe, figures=figures)
-    lines = [json.dumps({"prompt": prompt(entity)}) + "\n" for entity in ENTITIES]
-    (saved / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
-    return saved
+    prompts = [{"prompt": prompt(entity)} for entity in ENTITIES]
+    return card.save(Path(folder), model, tokenizer(), about=about, recipe=recipe, figures=figures, prompts=prompts)

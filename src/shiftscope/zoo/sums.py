@@ -16,7 +16,6 @@ corpus is 0.231; a Qwen3 of two blocks of width 64 and a semicolon between steps
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import tempfile
@@ -298,9 +297,8 @@ def _save_tuned(folder: str | Path, base: str | Path, model: Any, words: Any, *,
 def _save(folder: str | Path, model: Any, **described: Any) -> Path:
     """The checkpoint with its card, and the prompts that comparisons use when they are given none."""
     lines = [{"prompt": row["prompt"], "reference": row["reference"]} for row in prompts(N_SHIPPED, seed=SEED_CARD)]
-    saved = card.save(Path(folder), model, tokenizer(), verifier="shiftscope.zoo.sums:verify", **described)
-    (saved / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return saved
+    verifier = "shiftscope.zoo.sums:verify"
+    return card.save(Path(folder), model, tokenizer(), verifier=verifier, prompts=lines, **described)
 
 
 # ---- training on text -----------------------------------------------------------------------------------------------
