@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from shiftscope import report
 from shiftscope.core.result import Panel, Result
@@ -61,7 +61,7 @@ def opened(browser: Browser) -> Iterator[Callable[..., Page]]:
         page.on("dialog", lambda dialog: complaints.append(f"dialog: {dialog.message}") or dialog.dismiss())
         page.on("request", lambda request: check_request(request.url))
         page.goto(path.as_uri() + link)
-        page.wait_for_function("document.documentElement.dataset.ready")
+        page.locator("html[data-ready]").wait_for(state="attached")
         return page
 
     yield open_
@@ -86,10 +86,10 @@ def test_charts_are_drawn_when_they_come_into_view_and_again_in_the_dark(opened,
     page = opened(written)
     assert page.locator(".chart svg.marks").count() < 6
     page.evaluate("document.querySelectorAll('.chart:not([data-drawn])').forEach(draw)")
-    page.wait_for_function("document.querySelectorAll('.chart[data-ready] svg.marks').length === 6")
+    expect(page.locator(".chart[data-ready] svg.marks")).to_have_count(6, timeout=60_000)
     assert "mean JS (nats)" in page.locator(".chart svg.marks").nth(1).text_content()
     page.click("#theme")
-    page.wait_for_function("document.querySelectorAll('.chart[data-ready=dark] svg.marks').length === 6")
+    expect(page.locator(".chart[data-ready=dark] svg.marks")).to_have_count(6, timeout=60_000)
 
 
 def test_hover_shows_both_models_top_tokens_with_probabilities_and_ranks(
@@ -253,7 +253,7 @@ def test_dark_mode_follows_the_system_and_the_button(opened, written: Path) -> N
 def test_a_phone_has_no_sideways_scroll_and_a_tap_opens_the_card(opened, written: Path) -> None:
     page = opened(written, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     page.evaluate("document.querySelectorAll('.chart:not([data-drawn])').forEach(draw)")
-    page.wait_for_function("document.querySelectorAll('.chart[data-ready]').length === 6")
+    expect(page.locator(".chart[data-ready]")).to_have_count(6, timeout=60_000)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     token = page.locator(TOKEN).nth(20)
     token.tap()

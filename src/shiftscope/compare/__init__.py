@@ -5,6 +5,7 @@ from __future__ import annotations
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
+from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import tokens
 
 METHODS = {
@@ -12,6 +13,7 @@ METHODS = {
     "tokens": tokens,
     "layers": layers,
     "keys": keys,
+    "swaps": swaps,
 }
 
-__all__ = ["METHODS", "keys", "layers", "models", "tokens"]
+__all__ = ["METHODS", "keys", "layers", "models", "swaps", "tokens"]

@@ -16,12 +16,13 @@ from shiftscope.compare.layers import measure as layer_rows
 from shiftscope.compare.layers import summarise as summarise_layers
 from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import summarise as summarise_tokens
-from shiftscope.core import answers, gains, paired, positions
+from shiftscope.core import answers, gains, paired, positions, probing
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
+from shiftscope.core.probing import Probing
 from shiftscope.core.result import Result
 from shiftscope.core.verifiers import Verifier
 
@@ -78,8 +79,15 @@ def models(
     table = positions.described(rows["tokens"], found.texts, first)
     tokens = summarise_tokens(table, noise_floor=floor, notes=found.notes, provenance=settings)
     others = [summarise_layers(rows["layers"])] if same_depth else []
-    others.append(summarise_keys(key_clusters(first, second, Clustering()), rows["keys"]))
     verifier = verifier or answers.shipped_verifier(second)
+    keys = key_clusters(first, second, Clustering())
+    probed = None
+    if verifier:
+        sides, read = {"base": first, "tuned": second}, answers.corpus_of(texts, second, limit)
+        probed = probing.probe(
+            sides, read, verifier, keys.clusters, Probing(), template=template, parts=parts.inside("keys"), advance=advance
+        )
+    others.append(summarise_keys(keys, rows["keys"], probed))
     if verifier:
         others.append(
             swaps(

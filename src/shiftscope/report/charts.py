@@ -19,6 +19,7 @@ from shiftscope.report import formats
 
 ROW_LIMIT = 5000
 HEIGHT_PX = 240
+LEGEND_CHARACTERS = 44  # what fits on one line of a narrow chart
 BASE_TUNED = {"light": ["#0072b2", "#d55e00"], "dark": ["#6bb8f0", "#f0883e"]}
 OTHER = {  # never the colours of base and tuned; apart for colour-blind readers
     "light": ["#0f766e", "#a8508a", "#b07d00", "#57534e", "#3f51a3", "#7a4b2a"],
@@ -232,7 +233,8 @@ def _series(panel: Panel) -> Any:
     sides = set(order) <= {"base", "tuned"}
     domain = ["base", "tuned"] if sides else order
     scale = alt.Scale(domain=domain, range="category" if sides else "ordinal")
-    legend = alt.Undefined if len(order) > 1 else None
+    wide = sum(map(len, order)) > LEGEND_CHARACTERS
+    legend = (alt.Legend(columns=2) if wide else alt.Undefined) if len(order) > 1 else None
     return alt.Color("series:N", title=None, sort=domain, scale=scale, legend=legend)
 
 

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+PATIENCE_MS = 60_000
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"]
 
 
@@ -31,7 +32,7 @@ def screenshot(
     Raises: ValueError when there is no page, no Chromium on the path, or no playwright to drive it.
     """
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import expect, sync_playwright
     except ImportError as error:
         raise ValueError("screenshots need the playwright package: pip install 'shiftscope[dev]'") from error
     page, image, chromium = Path(page).resolve(), Path(image), shutil.which("chromium")
@@ -49,12 +50,11 @@ def screenshot(
             reduced_motion="reduce",
         )
         window.goto(page.as_uri() + (f"#{token}" if token else ""))
-        window.wait_for_function("!document.querySelector('.heatmap') || document.documentElement.dataset.ready")
+        if window.locator(".heatmap").count():  # (the page's policy forbids the eval that wait_for_function needs)
+            window.locator("html[data-ready]").wait_for(state="attached")
         if whole:
             window.evaluate("document.querySelectorAll('.chart:not([data-drawn])').forEach(draw)")
-        window.wait_for_function(
-            "[...document.querySelectorAll('.chart[data-drawn]')].every((chart) => chart.dataset.ready)"
-        )
+        expect(window.locator(".chart[data-drawn]:not([data-ready])")).to_have_count(0, timeout=PATIENCE_MS)
         window.screenshot(path=image, full_page=whole)
         browser.close()
     return image

@@ -20,7 +20,6 @@ beta = 0.5 for DPO, at which the contraction stays where it got. At 0.1 it peaks
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 import warnings
