@@ -74,12 +74,21 @@ def test_what_json_cannot_say_is_minus_infinity_and_rounding_above_zero_is_zero(
         ({"error": "busy"}, "no choices"),
         ({"choices": [{"logprobs": None, "text": "x"}]}, "token by token"),
         ({"choices": [{"logprobs": {"tokens": ["c"], "token_logprobs": [-1.0]}}]}, "token by token"),
-        ({"choices": [{"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, "x", -1.0]}}]}, "no log-probability"),
-        ({"choices": [{"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, 0.5, -1.0]}}]}, "no log-probability"),
+        (
+            {"choices": [{"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, "x", -1.0]}}]},
+            "no log-probability",
+        ),
+        (
+            {"choices": [{"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, 0.5, -1.0]}}]},
+            "no log-probability",
+        ),
         ({"choices": [{"logprobs": {"tokens": ["a", "b"], "token_logprobs": [None]}}]}, "as many"),
         ({"choices": [{"logprobs": {"tokens": ["a", "b", "c"], "token_logprobs": [None, None, -1]}}]}, "without"),
         ({"choices": [{"prompt_token_ids": [1, 2], "prompt_logprobs": [None]}]}, "1 entries for 2"),
-        ({"choices": [{"prompt_token_ids": [1, 2], "prompt_logprobs": [None, {"3": {"logprob": -1}}]}]}, "does not list"),
+        (
+            {"choices": [{"prompt_token_ids": [1, 2], "prompt_logprobs": [None, {"3": {"logprob": -1}}]}]},
+            "does not list",
+        ),
     ],
 )
 def test_what_is_off_format_is_said(body, said):

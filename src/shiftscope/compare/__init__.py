@@ -5,6 +5,7 @@ from __future__ import annotations
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
+from shiftscope.compare.scorers import scorers
 from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import tokens
 
@@ -14,6 +15,7 @@ METHODS = {
     "layers": layers,
     "keys": keys,
     "swaps": swaps,
+    "scorers": scorers,
 }
 
-__all__ = ["METHODS", "keys", "layers", "models", "swaps", "tokens"]
+__all__ = ["METHODS", "keys", "layers", "models", "scorers", "swaps", "tokens"]

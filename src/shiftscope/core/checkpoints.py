@@ -132,7 +132,7 @@ def opened(checkpoint: str | Checkpoint, *, dtype: DTypeName = "auto", device: s
     return load(checkpoint, dtype=dtype, device=device) if isinstance(checkpoint, str) else checkpoint
 
 
-def _read(name: str, source: Source, dtype: torch.dtype | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _read(name: str, source: Source, dtype: torch.dtype | str) -> tuple[Any, PreTrainedTokenizerBase]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging

@@ -170,9 +170,7 @@ class Endpoint:
             return Reply(None, model.problem, model.tries)
         return self._request(path, {"model": model.found, **payload}, read, salt)
 
-    def _request(
-        self, path: str, payload: Mapping[str, Any] | None, read: Callable[[Any], T], salt: int
-    ) -> Reply[T]:
+    def _request(self, path: str, payload: Mapping[str, Any] | None, read: Callable[[Any], T], salt: int) -> Reply[T]:
         """A GET without, a POST with a payload; tried again after silence, refusals that pass and off-format answers."""
         key = hashlib.sha256(json.dumps([self.url, path, payload, salt], sort_keys=True).encode()).hexdigest()
         if key in self._replay:
@@ -180,7 +178,9 @@ class Endpoint:
         problem = ""
         for attempt in range(1, self.asking.tries + 1):
             if self._silent >= self.asking.give_up_after:
-                return Reply(None, f"not asked: {self.url} left {self._silent} requests in a row unanswered", attempt - 1)
+                return Reply(
+                    None, f"not asked: {self.url} left {self._silent} requests in a row unanswered", attempt - 1
+                )
             time.sleep(self.asking.pause_s * 2 ** (attempt - 2) if attempt > 1 else 0)
             body, problem, final = self._try(path, payload)
             if not problem:
@@ -238,7 +238,9 @@ def parse_address(address: str) -> tuple[str, str | None]:
     """URL and model of 'http://host:port/v1#model'. Raises ValueError for what is no such address."""
     url, _, model = address.partition("#")
     if not url.startswith(("http://", "https://")) or not url.partition("://")[2]:
-        raise ValueError(f"{address!r} is no endpoint: give a URL such as http://localhost:8000/v1, perhaps with #model")
+        raise ValueError(
+            f"{address!r} is no endpoint: give a URL such as http://localhost:8000/v1, perhaps with #model"
+        )
     return url.rstrip("/"), model or None
 
 
@@ -254,7 +256,9 @@ def _only_model(body: Any) -> str:
     listed = body.get("data") if isinstance(body, Mapping) else None
     names = [str(entry["id"]) for entry in listed if "id" in entry] if isinstance(listed, list) else []
     if len(names) != 1:
-        raise OffFormat(f"the server names {len(names)} models ({', '.join(names) or 'none'}): name one, as in URL#model")
+        raise OffFormat(
+            f"the server names {len(names)} models ({', '.join(names) or 'none'}): name one, as in URL#model"
+        )
     return names[0]
 
 
@@ -272,7 +276,9 @@ def _read_replay(path: Path) -> dict[str, Any]:
             entry = json.loads(line)
             key, body = entry["key"], entry["body"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no recorded answer: give the replay file of an earlier run") from error
+            raise ValueError(
+                f"{path}, line {number} is no recorded answer: give the replay file of an earlier run"
+            ) from error
         if key is not None:
             found[key] = body
     return found

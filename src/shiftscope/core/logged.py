@@ -74,7 +74,9 @@ def _record(
         cut = next((place for place, value in enumerate(values) if value is not None), len(values))
         context, ids, values = ids[:cut], ids[cut:], values[cut:]
         if not context:
-            raise ValueError(f"{where} says nothing of what its ids follow: give prompt_ids, a prompt, or leading nulls")
+            raise ValueError(
+                f"{where} says nothing of what its ids follow: give prompt_ids, a prompt, or leading nulls"
+            )
     size = checkpoint.vocabulary_size
     for token in (*context, *ids):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:
@@ -84,7 +86,9 @@ def _record(
     for value in values:
         number = not isinstance(value, bool) and isinstance(value, int | float) and not math.isnan(value)
         if not number or value > LARGEST:
-            raise ValueError(f"{where} has {value!r} among its log-probabilities: each must be a number, at most 0 (nats)")
+            raise ValueError(
+                f"{where} has {value!r} among its log-probabilities: each must be a number, at most 0 (nats)"
+            )
     return tuple(context), tuple(ids), tuple(min(float(value), 0.0) for value in values)
 
 

@@ -104,7 +104,11 @@ def from_endpoint(
     names = Names(model)
 
     def rows(batch: Sequence[PairedText]) -> dict[str, pa.Table]:
-        heard = [heard for texts in endpoint.map(lambda item: listen(endpoint, serving, item, names), batch) for heard in texts]
+        heard = [
+            heard
+            for texts in endpoint.map(lambda item: listen(endpoint, serving, item, names), batch)
+            for heard in texts
+        ]
         ids_NK, logq_NK, cap_N = listings(heard, names)
         bounds: list[dict[str, Tensor]] = []
 
@@ -117,7 +121,9 @@ def from_endpoint(
         extra["tail_mass_against"] = (1 - logq_NK.exp().sum(-1)).clamp(0, 1).float()
         scored_N = torch.tensor([not one.problem for one in heard])
         extra = {name: torch.where(scored_N, value, math.nan) for name, value in extra.items()}
-        logq_N = torch.tensor([math.nan if one.place is None or one.place.logp is None else one.place.logp for one in heard])
+        logq_N = torch.tensor(
+            [math.nan if one.place is None or one.place.logp is None else one.place.logp for one in heard]
+        )
         table = _table(batch, own, logq_N, [one.problem for one in heard], extra)
         named = [one.place is not None and one.place.token is not None for one in heard]
         return {"rows": table.append_column("id_named", pa.array(named))}
@@ -243,7 +249,8 @@ def listings(heard: Sequence[Heard], names: Names) -> tuple[Tensor, Tensor, Tens
                 unclear.append(logp)
             elif token >= size:
                 raise ValueError(
-                    f"the endpoint lists token {token}, but {names.checkpoint.name} has ids 0 to {size - 1}: the tokenizers differ"
+                    f"the endpoint lists token {token}, but {names.checkpoint.name} has ids 0 to {size - 1}: "
+                    f"the tokenizers differ"
                 )
             else:
                 row[token] = logp

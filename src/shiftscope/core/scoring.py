@@ -67,6 +67,7 @@ def divergence_bounds(logp_RV: Tensor, ids_RK: Tensor, logq_RK: Tensor, cap_R: T
 
     logp_RV: the whole law p. ids_RK: listed tokens, -1 where a row lists fewer; logq_RK: their log-probabilities under q.
     cap_R: no token that is not listed has a larger log-probability under q.
+    The tail's mass is taken to be known up to ROUNDING, and every bound is the safest one within that.
     Low: all unlisted tokens merged into one (data processing). High: the law within the list, tail mass and cap that is
     furthest from p: it puts as much as the cap allows on the tokens least probable under p, one after the other. JS, TV and
     KL(q‖p) are convex in q and what a token gains by holding the mass falls with p, so no other law is further.
@@ -84,27 +85,32 @@ def divergence_bounds(logp_RV: Tensor, ids_RK: Tensor, logq_RK: Tensor, cap_R: T
     merged_p, merged_q = (
         torch.cat([log_RK, tail_R.log()[:, None]], -1) for log_RK, tail_R in ((logp_RK, tail_p_R), (logq_RK, tail_q_R))
     )
-    logq_RV = _furthest(logp_RV, listed_RV, (spare_R + ROUNDING).clamp(0, 1), cap_R.double().exp())
-    q_RV = logq_RV.exp().scatter_add_(-1, safe_RK, torch.where(present_RK, logq_RK.exp(), 0))
-    logq_RV = q_RV.log()
-    return {
+    excess_R = merged_q.exp().sum(-1) - merged_p.exp().sum(-1)  # of masses that do not add up: KL as an f-divergence
+    found = {
         "js_low_nats": divergence.js_nats(merged_p, merged_q),
-        "js_high_nats": divergence.js_nats(logp_RV, logq_RV),
         "tv_low": divergence.tv(merged_p, merged_q),
-        "tv_high": divergence.tv(logp_RV, logq_RV),
-        "kl_model_against_low_nats": divergence.kl_nats(merged_p, merged_q),
-        "kl_against_model_low_nats": divergence.kl_nats(merged_q, merged_p),
-        "kl_against_model_high_nats": divergence.kl_nats(logq_RV, logp_RV),
+        "kl_model_against_low_nats": (divergence.kl_nats(merged_p, merged_q) + excess_R).clamp(min=0),
+        "kl_against_model_low_nats": (divergence.kl_nats(merged_q, merged_p) - excess_R).clamp(min=0),
     }
-
-
-def _furthest(logp_RV: Tensor, listed_RV: Tensor, tail_R: Tensor, cap_R: Tensor) -> Tensor:
-    """Log-probabilities of the unlisted tokens under the law furthest from p, -inf for listed ones."""
     order_RV = torch.where(listed_RV, math.inf, logp_RV).argsort(-1)
-    before_V = torch.arange(logp_RV.shape[-1], device=logp_RV.device, dtype=logp_RV.dtype)
+    for tail_R in ((spare_R - ROUNDING).clamp(0, 1), (spare_R + ROUNDING).clamp(0, 1)):
+        q_RV = _furthest(order_RV, listed_RV, tail_R, cap_R.double().exp())
+        logq_RV = q_RV.scatter_add_(-1, safe_RK, logq_RK.exp()).log()
+        for name, value in (
+            ("js_high_nats", divergence.js_nats(logp_RV, logq_RV)),
+            ("tv_high", divergence.tv(logp_RV, logq_RV)),
+            ("kl_against_model_high_nats", divergence.kl_nats(logq_RV, logp_RV)),
+        ):
+            found[name] = torch.maximum(found.get(name, value), value)
+    return found
+
+
+def _furthest(order_RV: Tensor, listed_RV: Tensor, tail_R: Tensor, cap_R: Tensor) -> Tensor:
+    """Probabilities of the unlisted tokens under the law furthest from p, 0 for listed ones; order_RV: tokens by p."""
+    before_V = torch.arange(order_RV.shape[-1], device=order_RV.device, dtype=tail_R.dtype)
     amount_RV = (tail_R[:, None] - before_V * cap_R[:, None]).clamp(min=0).minimum(cap_R[:, None])
     amount_RV = torch.where(listed_RV.gather(-1, order_RV), 0, amount_RV)
-    return torch.zeros_like(logp_RV).scatter_(-1, order_RV, amount_RV).log()
+    return torch.zeros_like(amount_RV).scatter_(-1, order_RV, amount_RV)
 
 
 def effective_share(log_ratios_N: ArrayLike) -> float:
@@ -123,7 +129,10 @@ def effective_share_interval(
     log_ratios_N: ArrayLike, groups_N: ArrayLike, *, samples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of `effective_share`, resampling whole groups (texts)."""
-    logs, (_, group_N) = np.asarray(log_ratios_N, dtype=np.float64), np.unique(np.asarray(groups_N), return_inverse=True)
+    logs, (_, group_N) = (
+        np.asarray(log_ratios_N, dtype=np.float64),
+        np.unique(np.asarray(groups_N), return_inverse=True),
+    )
     weights = np.exp(logs - logs.max())
     sums = np.stack([np.bincount(group_N, weights=values) for values in (weights, weights**2, np.ones_like(weights))])
     groups = sums.shape[1]

@@ -9,7 +9,7 @@ from typing import Any
 
 from shiftscope.core.result import Figure, Result
 
-UPPER = {"js": "JS", "kl": "KL", "tv": "TV", "sft": "SFT", "rl": "RL"}
+UPPER = {"js": "JS", "kl": "KL", "tv": "TV", "sft": "SFT", "rl": "RL", "ess": "ESS"}
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -61,7 +61,7 @@ def label(name: str, unit: str = "") -> str:
     """A figure's name as words: js_mean_nats in nats is 'JS mean'; a divergence keeps its direction."""
     for suffix in {unit, unit.replace("/", "_per_")} - {""}:
         name = name.removesuffix(f"_{suffix}") if suffix != "share" else name
-    name = re.sub(r"kl_(base|tuned)_(base|tuned)", r"KL(\1‖\2)", name)
+    name = re.sub(r"kl_(base|tuned|model|against)_(base|tuned|model|against)", r"KL(\1‖\2)", name)
     words = [UPPER.get(word, word) for word in name.split("_")]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
