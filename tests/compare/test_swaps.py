@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from shiftscope.compare import swaps as method
-from shiftscope.compare.swaps import Sweep, swaps
+from shiftscope.compare.swaps import summarise, swaps
 from shiftscope.core import answers, checkpoints, decode
 from shiftscope.core.answers import Loading
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
+from shiftscope.core.swapping import Sweep
 
 SUMS = "shiftscope.zoo.sums:verify"
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=24, seed=1)
@@ -93,7 +93,7 @@ def test_what_is_written_does_not_depend_on_blocks_batches_or_the_order_of_rows(
     assert other.table["answer"].to_pylist() == found.table["answer"].to_pylist()
     assert {name: other[name] for name in other.figures} == {name: found[name] for name in found.figures}
     shuffled = found.table.take(pa.array(np.random.default_rng(0).permutation(len(found.table))))
-    again = method.summarise(shuffled)
+    again = summarise(shuffled)
     assert again.summary()["figures"] == found.summary()["figures"]
     assert again.verdict == found.verdict
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from shiftscope.adapt.rlvr import rlvr
+from shiftscope.adapt.traces import traces
 
 METHODS = {
     "rlvr": rlvr,
+    "traces": traces,
 }
 
-__all__ = ["METHODS", "rlvr"]
+__all__ = ["METHODS", "rlvr", "traces"]

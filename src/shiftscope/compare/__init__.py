@@ -8,6 +8,7 @@ from shiftscope.compare.models import models
 from shiftscope.compare.scorers import scorers
 from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import tokens
+from shiftscope.compare.traces import traces
 
 METHODS = {
     "models": models,
@@ -15,7 +16,8 @@ METHODS = {
     "layers": layers,
     "keys": keys,
     "swaps": swaps,
+    "traces": traces,
     "scorers": scorers,
 }
 
-__all__ = ["METHODS", "keys", "layers", "models", "scorers", "swaps", "tokens"]
+__all__ = ["METHODS", "keys", "layers", "models", "scorers", "swaps", "tokens", "traces"]

@@ -14,28 +14,25 @@ is ours.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from shiftscope.core import answers, corpus, crossing, decode, lockstep, statistics, verifiers
+from shiftscope.core import answers, corpus, statistics, swapping, verifiers
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
-from shiftscope.core.corpus import Template, Text
-from shiftscope.core.crossing import Rule
+from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
-from shiftscope.core.lockstep import Job, Written
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.swapping import DIRECTIONS, Setting, Stage, Sweep
 from shiftscope.core.verifiers import Verifier
 
-DIRECTIONS = ("forward", "reverse")
 RULES = {
     "js": "JS above a threshold",
     "random": "random positions",
@@ -44,70 +41,6 @@ RULES = {
 }
 CARRIED = 0.95  # of the gain: the sparsest setting that carries so much is the headline
 SHOWN_TEXTS = 100  # of each direction, in the panel of texts
-STEPS = {
-    "switched": pa.bool_(), "primary": pa.int32(), "other": pa.int32(), "js_nats": pa.float32(),
-    "entropy_primary_nats": pa.float32(), "entropy_other_nats": pa.float32(),
-    "logp_primary_nats": pa.float32(), "logp_other_nats": pa.float32(),
-}  # fmt: skip
-SCHEMA = pa.schema(
-    [
-        ("direction", pa.string()), ("rule", pa.string()), ("value", pa.float64()), ("like", pa.float64()),
-        ("text", pa.int32()), ("sample", pa.int32()), ("score", pa.float64()), ("answer", pa.string()), ("ended", pa.bool_()),
-        ("tokens", pa.int32()), ("n_switched", pa.int32()), ("n_effective", pa.int32()), ("token", pa.list_(pa.int32())),
-        *((name, pa.list_(kind)) for name, kind in STEPS.items()),
-    ]
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Which tokens are switched.
-
-    thresholds: JS in nats above which they are, one setting for each. taus: of the signed rule, in nats. controls: also
-    random positions and the highest base entropy, at each threshold's own rate. match: what a control has as many of,
-    switched tokens (as the paper) or effective ones (stricter: a random position is often one where both models draw
-    the same). budget: most switches per answer. block: tokens drafted ahead (the same answers; faster where few are
-    switched).
-    """
-
-    thresholds: tuple[float, ...] = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02)
-    taus: tuple[float, ...] = (-3.0,)
-    controls: bool = True
-    match: Literal["switched", "effective"] = "switched"
-    budget: int | None = None
-    block: int = 1
-
-    def __post_init__(self) -> None:
-        if not self.thresholds:
-            raise ValueError("there are no thresholds: give at least one, such as --thresholds 0.1")
-        if len(set(self.thresholds)) < len(self.thresholds) or len(set(self.taus)) < len(self.taus):
-            raise ValueError(f"thresholds {list(self.thresholds)} and taus {list(self.taus)}: each may be given once")
-        if self.block < 1 or (self.budget is not None and self.budget < 0):
-            raise ValueError(f"block is {self.block} and budget {self.budget}: need block >= 1 and budget >= 0")
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """direction: forward, reverse or '' (a model alone). like: the threshold whose rate a control has."""
-
-    direction: str
-    rule: str
-    value: float | None = None
-    like: float | None = None
-
-
-@dataclass(frozen=True)
-class _Stage:
-    """All that the runs of one comparison share."""
-
-    base: Checkpoint
-    tuned: Checkpoint
-    texts: Sequence[Text]
-    contexts: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]
-    verifier: Verifier
-    sweep: Sweep
-    sampling: Sampling
-    batch_size: int
 
 
 def swaps(
@@ -127,10 +60,10 @@ def swaps(
 ) -> Result:
     """Swap tokens between two checkpoints while they write, and see which swaps carry the gain.
 
-    base: the checkpoint before (path, hub id, zoo name, or a loaded Checkpoint). tuned: the checkpoint after; both must
-    share one vocabulary. verifier: scores an answer: module:function or file.py:function of (prompt, answer,
-    reference), regex:PATTERN (its last
-        match equals the reference) or exact.
+    base: the checkpoint before (path, hub id, zoo name, or a loaded Checkpoint).
+    tuned: the checkpoint after; both must share one vocabulary.
+    verifier: scores an answer: module:function or file.py:function of (prompt, answer, reference), regex:PATTERN (its
+        last match equals the reference) or exact.
     texts: jsonl, parquet or txt with a prompt per record, and the reference that the verifier needs; without texts, the
         prompts that ship with the tuned checkpoint. Answers in it are not used.
     limit: only the first records.
@@ -144,9 +77,9 @@ def swaps(
     first, second = answers.pair(base, tuned, loading)
     prompts = answers.corpus_of(texts, second, limit)
     tuned_contexts = [corpus.context_ids(second, text, template) for text in prompts]
-    base_contexts = (
-        [corpus.context_ids(first, text, base_template) for text in prompts] if base_template else tuned_contexts
-    )
+    base_contexts = tuned_contexts
+    if base_template:
+        base_contexts = [corpus.context_ids(first, text, base_template) for text in prompts]
     parts, name = parts or Parts(), verifier if isinstance(verifier, str) else verifier.__name__
     settings = answers.provenance(
         first, second, verifier=name, texts=texts, limit=limit, template=template, base_template=base_template,
@@ -154,127 +87,12 @@ def swaps(
     )  # fmt: skip
     parts.settle(settings)
     contexts = list(zip(base_contexts, tuned_contexts, strict=True))
-    stage = _Stage(first, second, prompts, contexts, check, sweep, sampling, loading.batch_size)
+    stage = Stage(first, second, prompts, contexts, check, sweep, sampling, loading.batch_size, loading.compile)
     table = parts.map(
-        "swaps", _items(sweep), lambda setting: {"swaps": _measured(stage, setting)},
+        "swaps", swapping.items(sweep), lambda setting: {"swaps": swapping.measured(stage, setting)},
         advance=None if advance is None else lambda done, total: advance("swapping", done, total),
     )["swaps"]  # fmt: skip
-    return summarise(described(table, prompts, second), provenance=settings)
-
-
-# ---- writing --------------------------------------------------------------------------------------------------------
-def _items(sweep: Sweep) -> list[_Setting]:
-    """One part of the work each: both models alone, then each threshold (with controls) and tau in both directions."""
-    alone = [_Setting("", "base"), _Setting("", "tuned")]
-    rules = [("js", float(e)) for e in sweep.thresholds] + [("signed", float(tau)) for tau in sweep.taus]
-    return alone + [_Setting(direction, rule, value) for direction in DIRECTIONS for rule, value in rules]
-
-
-def _measured(stage: _Stage, setting: _Setting) -> pa.Table:
-    """The rows of one setting, and of the controls at its rate."""
-    if not setting.direction:
-        return _rows(stage, setting, _alone(stage, setting.rule))
-    assert setting.value is not None
-    if setting.rule == "signed":
-        signed = partial(crossing.less_likely, tau_nats=setting.value)
-        return _rows(stage, setting, _written(stage, setting.direction, signed))
-    written = _written(stage, setting.direction, partial(crossing.js_above, epsilon=setting.value))
-    tables = [_rows(stage, setting, written)]
-    for name, (value, rule) in _controls(stage.sweep, setting.direction, written).items():
-        control = _Setting(setting.direction, name, value, setting.value)
-        tables.append(_rows(stage, control, _written(stage, setting.direction, rule)))
-    return pa.concat_tables(tables)
-
-
-def _controls(sweep: Sweep, direction: str, written: Sequence[Written]) -> dict[str, tuple[float, Rule]]:
-    """Rules that switch as much elsewhere: name -> (rate or cutoff, rule). None where nothing or everything was switched.
-
-    The rates are set on the threshold's own answers; what a control then really switches is counted on its own.
-    """
-    forward = direction == "forward"
-    steps = {name: np.concatenate([one.steps[name] for one in written]) for name in STEPS}
-    entropy, chosen = steps["entropy_primary_nats" if forward else "entropy_other_nats"], steps["switched"]
-    if sweep.match == "effective":
-        differs = steps["primary"] != steps["other"]
-        chosen, entropy = chosen[differs], entropy[differs]
-    if not sweep.controls or not chosen.any() or chosen.all():
-        return {}
-    rate = float(chosen.mean())
-    cutoff = round(float(np.quantile(entropy, 1 - rate)), 4)  # a hair between two batch layouts must not matter
-    return {
-        "random": (rate, partial(crossing.at_random, rate=rate)),
-        "entropy": (cutoff, partial(crossing.entropy_above, cutoff_nats=cutoff, of_primary=forward)),
-    }
-
-
-def _jobs(stage: _Stage) -> Iterable[list[tuple[int, int]]]:
-    """Batches of (text, sample), by length of prompt."""
-    jobs = [(text, sample) for text in range(len(stage.texts)) for sample in range(stage.sampling.samples)]
-    jobs.sort(key=lambda job: (max(map(len, stage.contexts[job[0]])), job))
-    return (jobs[start : start + stage.batch_size] for start in range(0, len(jobs), stage.batch_size))
-
-
-def _document(stage: _Stage, job: tuple[int, int]) -> int:
-    return job[0] * stage.sampling.samples + job[1]
-
-
-def _alone(stage: _Stage, name: str) -> list[Written]:
-    """What one model writes by itself, in order of text and sample, with no steps on record."""
-    checkpoint, side = (stage.base, 0) if name == "base" else (stage.tuned, 1)
-    found: dict[tuple[int, int], tuple[int, ...]] = {}
-    for jobs in _jobs(stage):
-        documents = [_document(stage, job) for job in jobs]
-        ids = decode.sample(checkpoint, [stage.contexts[text][side] for text, _ in jobs], documents, stage.sampling)
-        found.update(zip(jobs, ids, strict=True))
-    ends = decode.end_ids(stage.tuned)
-    return [Written(found[job], found[job][-1] in ends, {}) for job in sorted(found)]
-
-
-def _written(stage: _Stage, direction: str, rule: Rule) -> list[Written]:
-    """What the two write together, in order of text and sample."""
-    if stage.sweep.budget is not None:
-        rule = partial(crossing.within_budget, rule=rule, budget=stage.sweep.budget)
-    models = (stage.base, stage.tuned) if direction == "forward" else (stage.tuned, stage.base)
-    policy = crossing.crossing(rule, stage.sampling)
-    found: dict[tuple[int, int], Written] = {}
-    for jobs in _jobs(stage):
-        pairs = [stage.contexts[text][:: 1 if direction == "forward" else -1] for text, _ in jobs]
-        work = [Job(_document(stage, job), *pair) for job, pair in zip(jobs, pairs, strict=True)]
-        written = lockstep.write(
-            *models, work, policy, ends=decode.end_ids(stage.tuned), max_new_tokens=stage.sampling.max_new_tokens,
-            seed=stage.sampling.seed, block=stage.sweep.block,
-        )  # fmt: skip
-        found.update(zip(jobs, written, strict=True))
-    return [found[job] for job in sorted(found)]
-
-
-def _rows(stage: _Stage, setting: _Setting, written: Sequence[Written]) -> pa.Table:
-    """One row per text and sample: the verified answer and the record of its tokens."""
-    rows = []
-    for number, one in enumerate(written):
-        text, sample = divmod(number, stage.sampling.samples)
-        about = stage.texts[text]
-        answer = str(stage.tuned.tokenizer.decode(list(one.ids[:-1] if one.ended else one.ids)))
-        effective = (
-            one.steps["switched"] & (one.steps["primary"] != one.steps["other"]) if one.steps else np.zeros(0, bool)
-        )
-        row = asdict(setting) | {
-            "text": about.text, "sample": sample, "score": stage.verifier(about.prompt, answer, about.reference),
-            "answer": answer, "ended": one.ended, "tokens": len(one.ids), "token": list(one.ids),
-            "n_switched": int(one.steps["switched"].sum()) if one.steps else 0, "n_effective": int(effective.sum()),
-        }  # fmt: skip
-        rows.append(row | {name: one.steps[name] if one.steps else [] for name in STEPS})
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
-
-
-def described(table: pa.Table, texts: Sequence[Text], checkpoint: Checkpoint) -> pa.Table:
-    """The rows, with prompts and the text of every id in the metadata, so that they can be summarised anywhere."""
-    ids: set[int] = set()
-    for name in ("token", "primary", "other"):
-        ids |= set(np.unique(table[name].combine_chunks().flatten().to_numpy()).tolist())
-    about = [{"text": t.text, "id": t.id, "prompt": t.prompt, "reference": t.reference} for t in texts]
-    pieces = {str(token): piece for token, piece in corpus.pieces(checkpoint.tokenizer, ids).items()}
-    return table.replace_schema_metadata({"tokens": json.dumps(pieces), "texts": json.dumps(about)})
+    return summarise(swapping.described(table, prompts, second), provenance=settings)
 
 
 # ---- summing up -----------------------------------------------------------------------------------------------------
@@ -282,7 +100,7 @@ def described(table: pa.Table, texts: Sequence[Text], checkpoint: Checkpoint) ->
 class _Summary:
     """One setting in numbers. mean_G: mean score of each text."""
 
-    setting: _Setting
+    setting: Setting
     accuracy: Figure
     effective: Figure
     switched: Figure
@@ -307,28 +125,27 @@ def summarise(table: pa.Table, *, provenance: Mapping[str, Any] | None = None) -
         notes.append(
             "the tuned model is not measurably better than the base on these texts: shares of the gain are left out"
         )
-    headline = {}
-    for direction in DIRECTIONS:
-        for key, summary in found.items():
-            if key.direction == direction:
-                figures |= _setting_figures(summary)
-        headline[direction] = _headline(found, direction, alone if carries else {})
-    figures |= _headline_figures(headline, alone if carries else {})
+    measured = alone if carries else {}
+    headline = {direction: _headline(found, direction, measured) for direction in DIRECTIONS}
+    figures |= _headline_figures(headline, measured)
+    for key, summary in found.items():
+        if key.direction:
+            figures |= _setting_figures(summary)
     panels = [panel for direction in DIRECTIONS for panel in _curve_panels(found, direction, alone)]
-    panels += [_settings_panel(found, alone if carries else {}), *_text_panels(table, headline)]
+    panels += [_settings_panel(found, measured), *_text_panels(table, headline)]
     return Result(
         "compare swaps", table, figures, provenance or {}, _verdict(found, headline, figures, alone), notes, panels
     )
 
 
-def _summaries(table: pa.Table) -> dict[_Setting, _Summary]:
+def _summaries(table: pa.Table) -> dict[Setting, _Summary]:
     names = ("text", "sample", "score", "tokens", "n_switched", "n_effective")
     columns = {name: table[name].to_numpy() for name in names}
     keys = [
-        _Setting(*row)
+        Setting(*row)
         for row in zip(*(table[name].to_pylist() for name in ("direction", "rule", "value", "like")), strict=True)
     ]
-    order: dict[_Setting, list[int]] = {}
+    order: dict[Setting, list[int]] = {}
     for number, key in enumerate(keys):
         order.setdefault(key, []).append(number)
     return {
@@ -337,15 +154,14 @@ def _summaries(table: pa.Table) -> dict[_Setting, _Summary]:
     }
 
 
-def _place(setting: _Setting) -> tuple[Any, ...]:
-    return (
-        setting.direction,
-        setting.rule,
-        -(setting.value if setting.like is None else setting.like or 0) if setting.value else 0.0,
-    )
+def _place(setting: Setting) -> tuple[Any, ...]:
+    """Forward before reverse, the rules in their order, large thresholds first."""
+    value = setting.value if setting.like is None else setting.like
+    rules = ("base", "tuned", *RULES)
+    return setting.direction, rules.index(setting.rule), 0.0 if value is None else -value
 
 
-def _summary(setting: _Setting, column: Mapping[str, NDArray[Any]]) -> _Summary:
+def _summary(setting: Setting, column: Mapping[str, NDArray[Any]]) -> _Summary:
     text, score, tokens = column["text"], column["score"], column["tokens"]
     sums_G, counts_G = statistics.group_sums(score, text)
     unit = "share" if np.isin(score, (0, 1)).all() else "score"
@@ -367,7 +183,7 @@ def _ratio(counts: NDArray[Any], tokens: NDArray[Any], text: NDArray[Any]) -> Fi
     return Figure(share, "share", int(tokens.sum()), min(float(low), share), max(float(high), share))
 
 
-def _name(setting: _Setting) -> str:
+def _name(setting: Setting) -> str:
     """'forward_js_0.1', 'reverse_random_0.1' (at that threshold's rate), 'forward_signed_minus_3'."""
     value = setting.value if setting.like is None else setting.like
     return f"{setting.direction}_{setting.rule}_{value:g}".replace("-", "minus_")
@@ -392,7 +208,7 @@ def _setting_figures(summary: _Summary) -> dict[str, Figure]:
     return figures
 
 
-def _headline(found: Mapping[_Setting, _Summary], direction: str, alone: Mapping[str, _Summary]) -> _Summary | None:
+def _headline(found: Mapping[Setting, _Summary], direction: str, alone: Mapping[str, _Summary]) -> _Summary | None:
     """The sparsest threshold that moves at least CARRIED of the gain, else the one that moves most; None without a
     gain."""
     swept = [summary for key, summary in found.items() if key.direction == direction and key.rule == "js"]
@@ -418,7 +234,7 @@ def _headline_figures(headline: Mapping[str, _Summary | None], alone: Mapping[st
 
 
 # ---- panels and sentences -------------------------------------------------------------------------------------------
-def _curve_panels(found: Mapping[_Setting, _Summary], direction: str, alone: Mapping[str, _Summary]) -> list[Panel]:
+def _curve_panels(found: Mapping[Setting, _Summary], direction: str, alone: Mapping[str, _Summary]) -> list[Panel]:
     """Accuracy against the share of tokens that really changed; every curve starts at the primary model alone."""
     start = alone.get("base" if direction == "forward" else "tuned")
     rows = []
@@ -457,7 +273,7 @@ def _curve_panels(found: Mapping[_Setting, _Summary], direction: str, alone: Map
     ]  # fmt: skip
 
 
-def _settings_panel(found: Mapping[_Setting, _Summary], alone: Mapping[str, _Summary]) -> Panel:
+def _settings_panel(found: Mapping[Setting, _Summary], alone: Mapping[str, _Summary]) -> Panel:
     rows = []
     for key, summary in found.items():
         moved = _share_of_gain(summary, alone).value if alone and key.direction else None
@@ -528,7 +344,7 @@ def _token_rows(
 
 
 def _verdict(
-    found: Mapping[_Setting, _Summary],
+    found: Mapping[Setting, _Summary],
     headline: Mapping[str, _Summary | None],
     figures: Mapping[str, Figure],
     alone: Mapping[str, _Summary],
@@ -562,7 +378,7 @@ def _verdict(
     return sentences
 
 
-def _beside(found: Mapping[_Setting, _Summary], headline: _Summary) -> str:
+def _beside(found: Mapping[Setting, _Summary], headline: _Summary) -> str:
     """The controls at the headline's rate, in words; empty where they were not run."""
     named = {
         key.rule: summary.accuracy

@@ -12,6 +12,7 @@ See also: `adapt traces` writes traces in the student's words.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -96,6 +97,10 @@ def traces(
     settings = answers.provenance(
         model, traces=str(named), limit=limit, template=template, judging=asdict(judging), loading=asdict(loading)
     )
+    if loading.compile:
+        raise ValueError(
+            "--compile is for the statistics of two models' laws, of which there are none here: leave it out"
+        )
     parts.settle(settings)
     rows = parts.map(
         "traces", paired.batches(items, loading.batch_size), lambda batch: {"tokens": scored(model, batch)},
@@ -121,7 +126,10 @@ def read(number: int, record: Any, student: Checkpoint, template: Template, sour
         if text.answer is None:
             raise ValueError(f"{where} has no `answer` and no `input_ids`: there is nothing to score")
         text = Text(number, str(record.get("id", number)), text.prompt, text.answer, text.reference, text.messages)
-        context, answer = corpus.context_ids(student, text, template), corpus.answer_ids(student.tokenizer, text.answer)
+        context, answer = (
+            corpus.context_ids(student, text, template),
+            corpus.answer_ids(student.tokenizer, text.answer or ""),
+        )
         return Trace(text, context, answer)
     ids, labels = [int(i) for i in record["input_ids"]], [int(i) for i in record.get("labels") or ()]
     trained = [place for place, label in enumerate(labels) if label != IGNORED]
@@ -135,8 +143,9 @@ def read(number: int, record: Any, student: Checkpoint, template: Template, sour
         raise ValueError(f"{where} has id {max(ids)}; {student.name} has ids up to {student.vocabulary_size - 1}")
     start = trained[0]
     prompt = record.get("prompt") or student.tokenizer.decode(ids[:start])
-    answer = record.get("answer") or student.tokenizer.decode(ids[start:])
-    return Trace(Text(number, str(record.get("id", number)), prompt, answer), tuple(ids[:start]), tuple(ids[start:]))
+    written = record.get("answer") or student.tokenizer.decode(ids[start:])
+    text = Text(number, str(record.get("id", number)), str(prompt), str(written))
+    return Trace(text, tuple(ids[:start]), tuple(ids[start:]))
 
 
 def scored(student: Checkpoint, batch: Sequence[PairedText]) -> pa.Table:
@@ -253,21 +262,16 @@ def summarise(table: pa.Table, judging: Judging = Judging(), *, provenance: Mapp
     figures["suggested_traces"] = Figure(len(np.unique(text[suggested])), "count", len(per_trace))
     figures["suggested_improbable_share"] = statistics.mean_figure(improbable[suggested], text[suggested], unit="share")
     frequent = _frequent(table, improbable)
-    panels = _panels(table, column, by_kind, judging) + [
-        Panel(
-            "Improbable tokens",
-            "The most frequent tokens below the threshold.",
-            "table",
-            pa.Table.from_pylist(frequent),
-        ),
-        Panel("Traces", "From the most to the least in the student's words.", "table", pa.Table.from_pylist(per_trace)),
-    ]
+    below, order = "The most frequent tokens below the threshold.", "From the most to the least in the student's words."
+    tables = [Panel("Improbable tokens", below, "table", pa.Table.from_pylist(frequent))] if frequent else []
+    tables.append(Panel("Traces", order, "table", pa.Table.from_pylist(per_trace)))
+    panels = [*_panels(table, column, by_kind, judging), *tables]
     verdict = _verdict(figures, frequent, per_trace, judging)
     return Result("compare traces", table, figures, provenance or {}, verdict, _notes(improbable), panels)
 
 
 def _notes(improbable: NDArray[np.bool_]) -> list[str]:
-    return [] if improbable.any() else ["no token is below the threshold: the table of improbable tokens is empty"]
+    return [] if improbable.any() else ["no token is below the threshold: the table of improbable tokens is left out"]
 
 
 def _per_trace(table: pa.Table, column: Mapping[str, NDArray[Any]]) -> list[dict[str, Any]]:
@@ -305,7 +309,7 @@ def _frequent(table: pa.Table, improbable: NDArray[np.bool_]) -> list[dict[str, 
                 "mean surprisal (nats)": float(surprisal[here].mean()), "expected instead": str(instead[times.argmax()]),
             }
         )  # fmt: skip
-    return rows or [{"token": "", "times improbable": 0}]
+    return rows
 
 
 def _panels(
@@ -314,8 +318,7 @@ def _panels(
     text, improbable, surprisal = column["text"], column["improbable"], column["surprisal_nats"]
     counts = np.histogram(surprisal, BINS_NATS)[0] / len(surprisal)
     labels = [
-        f"{low:g}–{high:g}" if np.isfinite(high) else f"over {low:g}"
-        for low, high in zip(BINS_NATS, BINS_NATS[1:], strict=False)
+        f"{low:g}–{high:g}" if np.isfinite(high) else f"over {low:g}" for low, high in itertools.pairwise(BINS_NATS)
     ]
     kinds = [
         {"kind": name, "share": figure.value, "low": figure.low, "high": figure.high, "tokens": figure.n}
@@ -363,7 +366,7 @@ def _verdict(
     names = ", ".join(f"“{str(row['token']).strip() or repr(row['token'])[1:-1]}”" for row in frequent[:5])
     sentences.append(f"The most frequent such tokens are {names}; the longest run of them is {run.value} tokens.")
     kept, less = figures["suggested_traces"], figures["suggested_improbable_share"]
-    if kept.value < traces:
+    if int(kept.value) < traces:
         sentences.append(
             f"Keeping the {kept.value:,} traces with the fewest leaves {_percent(less)} of tokens below {threshold}."
         )

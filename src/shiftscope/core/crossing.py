@@ -72,7 +72,7 @@ def within_budget(laws: Laws, rule: Rule, budget: int) -> Tensor:
     return rule(laws) & (laws.switched_B.to(laws.js_nats_B.device) < budget)
 
 
-def crossing(rule: Rule, sampling: Sampling) -> Policy:
+def crossing(rule: Rule, sampling: Sampling, *, compiled: bool = False) -> Policy:
     """Write the drafter's (primary's) draw, and the checker's (intervening model's) where the rule says so.
 
     Temperature and top-p shape both draws; the rule sees both laws at temperature 1. Records per token: token,
@@ -91,7 +91,7 @@ def crossing(rule: Rule, sampling: Sampling) -> Policy:
         rows, device = len(drafted_B), logits[0].device
         nonlocal workspace
         if workspace is None or workspace.rows < rows:
-            workspace = Workspace(rows, min(sizes), device)
+            workspace = Workspace(rows, min(sizes), device, compiled=compiled)
         block = workspace.laws(*logits)
         sides = (("primary", block.lse_p_R), ("intervening", block.lse_q_R))
         for (side, lse_B), own_BV in zip(sides, (step.drafter_logits_BV, step.checker_logits_BV), strict=True):

@@ -193,7 +193,8 @@ def write(
 ) -> list[Written]:
     """Write one sequence per job, until an end token, max_new_tokens or the shorter of the two models' room.
 
-    Written ids are the checker's where the vocabularies differ. block: tokens drafted ahead; any block writes the same.
+    Written ids are the checker's where the vocabularies differ. block: tokens drafted ahead; any block writes the same
+    in float32 (a lower precision rounds a forward of several tokens differently, which may turn a near tie).
     spell: a written token in the drafter's ids (None: the same id); a drafted token must be one id there.
     Raises ValueError for a context that is empty or leaves no room, for logits that are not numbers, and for a block
     above 1 with a cache that cannot be rolled back.

@@ -4,7 +4,8 @@ After `trials` refused proposals from the same pool the student speaks itself. T
 choices in the student's words; its law is that of neither (`one_step_law`).
 
 Source: arXiv 2509.22230. Deviation: draws are inverse-CDF draws from keyed numbers. Decided where paper and code leave
-it open: the tested probability is the student's own at temperature 1, not truncated; top-p comes before top-k.
+it open: the tested probability is the student's own at temperature 1, not truncated; top-p comes before top-k; a
+threshold of 0 vetoes nothing, not even what is outside the student's top-k.
 """
 
 # B rows, V vocabulary, C tokens of a truncated law
@@ -25,10 +26,10 @@ from shiftscope.core.lockstep import CONTROL, Policy, Step
 class Veto:
     """How a student (checker) judges a teacher's (drafter's) proposals; the defaults are those of arXiv 2509.22230.
 
-    p_min: a proposal below this probability under the student is vetoed. trials: proposals per token before the student
-    speaks itself. top_k, top_p, temperature: of both models' draws; a proposal must also lie in the student's top_k.
-    student_temperature: of the probability that is tested (1: what supervised tuning sees). floor_fallback: the
-    student's own tokens must reach p_min too (its most probable one where none does).
+    p_min: a proposal below this probability under the student is vetoed (0 vetoes none, above 1 all). trials: proposals
+    per token before the student speaks itself. top_k, top_p, temperature: of both models' draws; a proposal must also
+    lie in the student's top_k. student_temperature: of the probability that is tested (1: what supervised tuning sees).
+    floor_fallback: the student's own tokens must reach p_min too (its most probable one where none does).
     """
 
     p_min: float = 0.01
@@ -117,7 +118,12 @@ def pool(
 
 
 def acceptable(logits_BV: Tensor, veto: Veto) -> Tensor:
-    """Which proposals the student takes [B, V]: probability at least p_min (not truncated) and within its top_k."""
+    """Which proposals the student takes [B, V]: probability at least p_min (not truncated) and within its top_k.
+
+    p_min 0 takes all, so that the teacher writes alone.
+    """
+    if veto.p_min == 0:
+        return torch.ones_like(logits_BV, dtype=torch.bool)
     logp_BV = (logits_BV.float() / veto.student_temperature).log_softmax(-1)
     kth_B1 = divergence.top_k(logits_BV.float(), min(veto.top_k, logits_BV.shape[-1]))[0][:, -1:]
     return (logp_BV.exp() >= veto.p_min) & (logits_BV.float() >= kth_B1)
@@ -143,8 +149,7 @@ def vetoing(veto: Veto, *, own_of_V: Tensor | None = None, readable_V: Tensor | 
     token in the pool), logp_student_nats (of the token, temperature 1), fallback_p (chance that all trials fail),
     top_teacher and top_student (their most probable ids; -1 where the student has no such token), lost (teacher's mass
     without an id).
-    Source: arXiv 2509.22230. p_min 0 with top_k of the whole vocabulary is the teacher alone, p_min above 1 the
-    student.
+    Source: arXiv 2509.22230. p_min 0 is the teacher alone, p_min above 1 the student (their truncated laws).
     """
     truncated = partial(pool, temperature=veto.temperature, top_p=veto.top_p, top_k=veto.top_k)
 
