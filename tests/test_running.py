@@ -131,6 +131,25 @@ def test_shards_on_any_scheduler_merge_into_the_result_of_a_single_run(texts, tm
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [("swaps", ["--verifier", "shiftscope.zoo.sums:verify", "--thresholds", "0.1", "--no-controls"]), ("models", [])],
+)
+def test_longer_methods_merge_too(tmp_path, method, more):
+    rows = [{"prompt": row["prompt"], "reference": row["reference"]} for row in sums.prompts(6, seed=3)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["compare", method, "sums-base", "sums-rlvr", "--texts", tmp_path / "texts.jsonl", *more]
+    assert shiftscope(*command, "--out", tmp_path / "whole")[0] == 0
+    for number in range(2):
+        code, _, err = shiftscope(*command, "--shard", f"{number}/2", "--out", tmp_path / "shards")
+        assert code == 0, err
+        assert not (tmp_path / "shards" / "summary.json").exists()
+    code, _, err = shiftscope("merge", tmp_path / "shards", "--out", tmp_path / "shards")
+    assert code == 0, err
+    whole, merged = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("whole", "shards"))
+    assert merged["figures"] == whole["figures"]
+
+
 @pytest.mark.parametrize("shard", ["3/3", "x", "1", "-1/2"])
 def test_a_shard_that_is_none_is_named(texts, tmp_path, shard):
     arguments = [

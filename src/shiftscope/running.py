@@ -190,7 +190,8 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
         return _kept(call.function(**settings), running)
     from shiftscope.core.parts import Parts
 
-    parts = Parts(running.out / "parts" if running.out else None, resume=running.resume, shard=_shard(running.shard))
+    resume = running.resume or running.shard is not None  # shards may share a folder: their settings are compared
+    parts = Parts(running.out / "parts" if running.out else None, resume=resume, shard=_shard(running.shard))
     if parts.folder is not None:
         parts.folder.mkdir(parents=True, exist_ok=True)
         (parts.folder / COMMAND_FILE).write_text(

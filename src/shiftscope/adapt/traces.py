@@ -137,7 +137,7 @@ def traces(
     batches = _batches(len(texts), collecting.samples, loading.batch_size)
     rows = parts.map(
         "traces", batches, lambda batch: {"traces": _tried(work, batch)},
-        advance=None if advance is None else lambda done, total: advance("writing traces", done, total),
+        advance=None if advance is None else lambda done, total: advance("writing traces", done, total), final=True,
     )["traces"]  # fmt: skip
     table = chosen(described(rows, texts, second), collecting, judged=judge is not None)
     path = Path(out) / "traces.jsonl"

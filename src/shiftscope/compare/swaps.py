@@ -90,7 +90,7 @@ def swaps(
     stage = Stage(first, second, prompts, contexts, check, sweep, sampling, loading.batch_size, loading.compile)
     table = parts.map(
         "swaps", swapping.items(sweep), lambda setting: {"swaps": swapping.measured(stage, setting)},
-        advance=None if advance is None else lambda done, total: advance("swapping", done, total),
+        advance=None if advance is None else lambda done, total: advance("swapping", done, total), final=True,
     )["swaps"]  # fmt: skip
     return summarise(swapping.described(table, prompts, second), provenance=settings)
 

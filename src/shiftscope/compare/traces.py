@@ -104,7 +104,7 @@ def traces(
     parts.settle(settings)
     rows = parts.map(
         "traces", paired.batches(items, loading.batch_size), lambda batch: {"tokens": scored(model, batch)},
-        advance=None if advance is None else lambda done, total: advance("scoring", done, total),
+        advance=None if advance is None else lambda done, total: advance("scoring", done, total), final=True,
     )["tokens"]  # fmt: skip
     result = summarise(described(rows, [one.text for one in found], model, judging), judging, provenance=settings)
     if judging.subset is not None:

@@ -111,7 +111,7 @@ def probe(
         return {"probes": pa.table(columns)}
 
     told = None if advance is None else lambda finished, total: advance("probing", finished, total)
-    return (parts or Parts()).map("probe", asked, one, advance=told)["probes"]
+    return (parts or Parts()).map("probe", asked, one, advance=told, final=True)["probes"]
 
 
 def places(labels: Sequence[int], top: int) -> list[str]:

@@ -97,7 +97,7 @@ def navigate(
     miner = Miner(checkpoint, navigation, form, template, loading.batch_size)
     rows = parts.map(
         "navigate", range(len(texts)), lambda index: mined(miner, texts, index, judge),
-        advance=None if advance is None else lambda done, total: advance("navigating", done, total),
+        advance=None if advance is None else lambda done, total: advance("navigating", done, total), final=True,
     )  # fmt: skip
     return summarise(rows["probes"], rows["laws"], texts, navigation=navigation, provenance=settings)
 
