@@ -15,6 +15,7 @@ from shiftscope.adapt.rlvr import SCHEMA as TABLE
 from shiftscope.adapt.rlvr import CalibratedWeights, Weighting, divergence_weights, rlvr, summarise
 from shiftscope.core import checkpoints, grpo
 from shiftscope.core.grpo import Settings, informative, k3_nats, weigh_minibatch
+from shiftscope.core.parts import Parts
 from shiftscope.zoo import sums
 
 logps = st.lists(st.floats(-30, 0), min_size=5, max_size=5).map(torch.tensor)
@@ -223,3 +224,45 @@ def test_without_a_leash_and_weights_a_run_is_plain_grpo_and_repeats_itself(tmp_
     ]
     assert runs[0] == runs[1]
     assert all(row["kl_to_start_nats"] is None for row in runs[0])
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_from_its_last_saved_state_and_ends_where_a_whole_one_does(tmp_path):
+    settings = Settings(
+        rollouts=4, prompts_per_rollout=8, samples=4, learning_rate=1e-3, max_new_tokens=24, save_every=1
+    )
+    given = {"prompts": sums.prompts(40, seed=0), "verifier": starts_with_take, "settings": settings, "held_out": 8}
+
+    def stop_in_the_third_rollout(stage, done, total):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    whole = rlvr("sums-base", out=tmp_path / "whole", weight="low", **given)
+    with pytest.raises(KeyboardInterrupt):
+        rlvr(
+            "sums-base", out=tmp_path / "broken", weight="low", parts=Parts(tmp_path / "parts"),
+            advance=stop_in_the_third_rollout, **given,
+        )  # fmt: skip
+    updates = []
+    resumed = rlvr(
+        "sums-base", out=tmp_path / "broken", weight="low", parts=Parts(tmp_path / "parts", resume=True),
+        advance=lambda stage, done, total: updates.append(done), **given,
+    )  # fmt: skip
+    assert updates == list(range(9, 17))  # two rollouts of four updates were saved
+    assert resumed.table.num_rows == whole.table.num_rows == 16
+    weights = [
+        checkpoints.load(str(tmp_path / name / "checkpoint")).model.state_dict() for name in ("whole", "broken")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_begun_training_is_not_gone_on_with_unasked_or_under_other_settings(tmp_path):
+    (tmp_path / "training" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / "settings.json").write_text('{"settings": {"settings": {"rollouts": 1}}}')
+    with pytest.raises(ValueError, match="add --resume"):
+        Parts(tmp_path)
+    given = {"prompts": sums.prompts(40, seed=0), "verifier": starts_with_take, "held_out": 4}
+    with pytest.raises(ValueError, match="they cannot be mixed"):
+        rlvr("sums-base", out=tmp_path / "out", parts=Parts(tmp_path, resume=True), **given)
+    with pytest.raises(ValueError, match="cannot be sharded"):
+        rlvr("sums-base", out=tmp_path / "out", parts=Parts(shard=(0, 2)), **given)

@@ -17,6 +17,7 @@ See also: `compare tokens` and `compare swaps` for where such a run acted and wh
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template, Text
 from shiftscope.core.decode import Sampling
 from shiftscope.core.grpo import Settings, k3_nats
+from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.verifiers import Verifier
 
@@ -71,6 +73,8 @@ def rlvr(
     template: Template = "plain",
     settings: Settings = Settings(),
     weighting: Weighting = Weighting(),
+    parts: Parts | None = None,
+    advance: answers.Advance | None = None,
 ) -> Result:
     """Tune a checkpoint on the rewards of a verifier, and save the tuned one in out/checkpoint.
 
@@ -96,15 +100,22 @@ def rlvr(
     sampling = Sampling(
         temperature=settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed
     )  # fmt: skip
+    provenance = answers.provenance(
+        start, prompts=prompts, verifier=verifier if isinstance(verifier, str) else repr(verifier), weight=weight,
+        held_out=held_out, template=template, settings=asdict(settings), weighting=asdict(weighting),
+    )  # fmt: skip
+    parts = parts or Parts()
+    if parts.shard != (0, 1):
+        raise ValueError("a training run cannot be sharded: start it under torchrun to use several processes")
+    parts.settle(provenance)
+    work = parts.folder and parts.folder / "training"
+    weigh = _weights(weight, weighting, settings, work)
+    told = None if advance is None else lambda done, total: advance("tuning", done, total)
     before = rewards(start, measured_on, judge, template=template, sampling=sampling)
     with _private_copy(start, target.with_name("start")) as copy:
         rows = [_row(text, template) for text in tuned_on]
-        records = grpo.tune(copy, rows, judge, target, settings=settings, weigh=_weights(weight, weighting, settings))
+        records = grpo.tune(copy, rows, judge, target, settings=settings, weigh=weigh, work=work, advance=told)
     after = rewards(checkpoints.load(str(target)), measured_on, judge, template=template, sampling=sampling)
-    provenance = answers.provenance(
-        start, verifier=verifier if isinstance(verifier, str) else repr(verifier), weight=weight, held_out=held_out,
-        template=template, checkpoint=str(target), settings=asdict(settings), weighting=asdict(weighting),
-    )  # fmt: skip
     return summarise(pa.Table.from_pylist(records, schema=SCHEMA), before, after, str(target), provenance)
 
 
@@ -125,12 +136,18 @@ class CalibratedWeights:
     """`divergence_weights` whose alpha is 1 over the 99th percentile of k3 in the first `calls` minibatches.
 
     Until then, and where nothing moved in them, the weights are 1. Under several processes all use the mean percentile.
+    kept: a file that keeps alpha for a run that is resumed.
     """
 
     s: float
     calls: int
     alpha: float | None = None
     seen: list[Tensor] = field(default_factory=list)
+    kept: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha is None and self.kept is not None and self.kept.is_file():
+            self.alpha = json.loads(self.kept.read_text())
 
     def __call__(self, logp_new_BT: Tensor, logp_old_BT: Tensor, mask_BT: Tensor) -> Tensor:
         if self.alpha is not None:
@@ -138,6 +155,9 @@ class CalibratedWeights:
         self.seen.append(k3_nats(logp_new_BT, logp_old_BT)[mask_BT].cpu())
         if len(self.seen) >= self.calls:
             self.alpha = self._calibrated()
+            if self.kept is not None and self.alpha is not None:
+                self.kept.parent.mkdir(parents=True, exist_ok=True)
+                self.kept.write_text(json.dumps(self.alpha))
             self.seen.clear()
         return torch.ones_like(logp_new_BT)
 
@@ -254,13 +274,16 @@ def _panels(table: pa.Table) -> list[Panel]:
     ]  # fmt: skip
 
 
-def _weights(weight: Weight, weighting: Weighting, settings: Settings) -> grpo.TokenWeights | None:
+def _weights(
+    weight: Weight, weighting: Weighting, settings: Settings, work: Path | None = None
+) -> grpo.TokenWeights | None:
     if weight not in ("off", "high", "low"):
         raise ValueError(f"weight is {weight!r}: it must be off, high or low")
     if weight == "off":
         return None
     s = weighting.strength if weight == "high" else -weighting.strength
-    return CalibratedWeights(s, settings.epochs * settings.minibatches, weighting.alpha)
+    calls, kept = settings.epochs * settings.minibatches, work and work / "alpha.json"
+    return CalibratedWeights(s, calls, weighting.alpha, kept=kept)
 
 
 def _split(texts: Sequence[Text], held_out: int, per_rollout: int) -> tuple[Sequence[Text], Sequence[Text]]:

@@ -44,7 +44,8 @@ class Settings:
     leash: factor of the KL to the starting checkpoint, 0 for none. micro_batch: answers a device handles at once
     (None: a whole minibatch); the rest is gradient accumulation.
     temperature: of the drawn answers. max_new_tokens: longest answer. gradient_checkpointing: less memory, more time.
-    bf16: train in bfloat16. seed: of the draws.
+    bf16: train in bfloat16. seed: of the draws. save_every: rollouts between two saved states, from which an
+    interrupted run goes on.
     """
 
     rollouts: int = 70
@@ -63,9 +64,10 @@ class Settings:
     gradient_checkpointing: bool = False
     bf16: bool = False
     seed: int = 0
+    save_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("rollouts", "prompts_per_rollout", "epochs", "minibatches", "max_new_tokens"):
+        for name in ("rollouts", "prompts_per_rollout", "epochs", "minibatches", "max_new_tokens", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.samples < 2:
@@ -102,11 +104,15 @@ def tune(
     *,
     settings: Settings,
     weigh: TokenWeights | None = None,
+    work: str | Path | None = None,
+    advance: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Tune the checkpoint in the folder `start` on the verifier's rewards, save it with its tokenizer in `folder`.
 
     rows: {'prompt' (text, or chat messages), 'question' (the prompt as the verifier reads it; 'prompt' if left out),
     'reference' (optional)}. weigh: weights of the advantages, one for each token of a minibatch.
+    work: folder where the state is kept every `save_every` rollouts; a run that finds one goes on from it.
+    advance: called with (updates done, updates in all).
     Returns one record an update: step, rollout and COLUMNS (the rollout's reward and share of groups left out; KL to
     the start where there is a leash). Runs under torchrun / accelerate as it is.
     """
@@ -118,12 +124,32 @@ def tune(
     with own_randomness(), warnings.catch_warnings():
         # trl 1.16 sets and reads the old name of transformers' activation checkpointing
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-        trainer = _trainer(str(start), rows, verifier, Path(folder), settings, weigh)
-        trainer.train()
+        scratch = Path(folder) if work is None else Path(work)
+        trainer = _trainer(str(start), rows, verifier, scratch, settings, weigh, kept=work is not None)
+        if advance is not None:
+            trainer.add_callback(_telling(advance))
+        trainer.train(resume_from_checkpoint=_latest(scratch) if work is not None else None)
     trainer.save_model(str(folder))
     if trainer.is_world_process_zero():
         (Path(folder) / "training_args.bin").unlink(missing_ok=True)  # a pickle, which nobody should have to load
     return _records(trainer.state.log_history, settings)
+
+
+def _latest(work: Path) -> str | None:
+    """The newest saved state in a folder, None where there is none."""
+    states = {int(path.name.split("-")[1]): path for path in work.glob("checkpoint-*") if path.is_dir()}
+    return str(states[max(states)]) if states else None
+
+
+def _telling(advance: Callable[[int, int], None]) -> Any:
+    """A trainer callback that tells how many updates are done."""
+    from transformers import TrainerCallback
+
+    class Telling(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            advance(state.global_step, state.max_steps)
+
+    return Telling()
 
 
 def require_trl() -> None:
@@ -141,6 +167,8 @@ def _trainer(
     folder: Path,
     settings: Settings,
     weigh: TokenWeights | None,
+    *,
+    kept: bool = False,
 ) -> Any:
     """trl's GRPO trainer with token weights, without groups of no variance, and with k3 and the weights in its log."""
     require_trl()
@@ -182,7 +210,7 @@ def _trainer(
     trainer = WeightedGRPO(
         model=start,
         reward_funcs=reward,
-        args=_config(folder, settings),
+        args=_config(folder, settings, kept=kept),
         train_dataset=Dataset.from_list(
             [
                 {"prompt": r["prompt"], "question": r.get("question", r["prompt"]), "reference": r.get("reference")}
@@ -224,7 +252,7 @@ def weigh_minibatch(
         log["weight_max"].append(float(weights_N.max()))
 
 
-def _config(folder: Path, settings: Settings) -> Any:
+def _config(folder: Path, settings: Settings, *, kept: bool = False) -> Any:
     from accelerate import PartialState
     from trl import GRPOConfig
 
@@ -262,7 +290,9 @@ def _config(folder: Path, settings: Settings) -> Any:
         gradient_checkpointing=settings.gradient_checkpointing,
         disable_dropout=True,
         logging_steps=1,
-        save_strategy="no",
+        save_strategy="steps" if kept else "no",
+        save_steps=settings.save_every * settings.epochs * settings.minibatches,  # between two rollouts
+        save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
         seed=settings.seed,

@@ -37,11 +37,17 @@ class Parts:
         self.shard = shard
         if not 0 <= shard[0] < shard[1]:
             raise ValueError(f"shard {shard[0]}/{shard[1]}: the shard number must lie in 0..{shard[1] - 1}")
-        if self.folder and not resume and any(self.folder.glob("*.parquet")):
-            count = len(list(self.folder.glob("*.parquet")))
+        if self.folder and not resume and self._begun():
             raise ValueError(
-                f"{self.folder} holds {count} parts of an interrupted run: add --resume to go on with it, or give another --out"
+                f"{self.folder} holds {self._begun()} parts of an interrupted run: add --resume to go on with it, or give "
+                f"another --out"
             )
+
+    def _begun(self) -> int:
+        """How many parts, or folders of them, are there already."""
+        if self.folder is None or not self.folder.is_dir():
+            return 0
+        return sum(path.suffix == ".parquet" or path.is_dir() for path in self.folder.iterdir())
 
     def settle(self, settings: Mapping[str, Any]) -> None:
         """Record what this run measures, or check it against what is recorded.
@@ -51,7 +57,7 @@ class Parts:
         if self.folder is None:
             return
         path, settings = self.folder / "settings.json", json.loads(json.dumps(settings, default=str))
-        if path.exists() and any(self.folder.glob("*.parquet")):
+        if path.exists() and self._begun():
             recorded, settings_now = _flat(json.loads(path.read_text())), _flat(settings)
             for name in sorted(recorded.keys() | settings_now.keys()):
                 if recorded.get(name) != settings_now.get(name):
