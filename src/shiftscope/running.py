@@ -13,12 +13,13 @@ import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import typer
 
-SUPPLIED = ("parts", "advance", "out")  # given by the command line itself: no options of the method
+SUPPLIED = ("parts", "advance", "out", "say")  # given by the command line itself: no options of the method
 COMMAND_FILE = "command.json"
 
 
@@ -203,7 +204,9 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
 
             scale.on_ray(call.function, settings, parts.folder, scale.Pool(running.ray, running.gpus), advance)
             parts = Parts(parts.folder, resume=True)
-        extra = {"advance": advance} if call.takes("advance") else {}
+        extra: dict[str, Any] = {"advance": advance} if call.takes("advance") else {}
+        if call.takes("say"):
+            extra["say"] = partial(print, end="", flush=True, file=sys.stderr if running.json else sys.stdout)
         result = _kept(call.function(**settings, parts=parts, **extra), running)
     parts.clear()
     return result
@@ -286,12 +289,17 @@ def _progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
     )
 
     shown = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *shown, console=console, transient=True) as progress:
-        tasks: dict[str, Any] = {}
+    progress = Progress(TextColumn("{task.description}"), *shown, console=console, transient=True)
+    tasks: dict[str, Any] = {}
 
-        def advance(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done, total=total)
+    def advance(stage: str, done: int, total: int) -> None:
+        if not tasks:
+            progress.start()  # not before: a running bar would overwrite an answer that is shown as it is written
+        if stage not in tasks:
+            tasks[stage] = progress.add_task(stage, total=total)
+        progress.update(tasks[stage], completed=done, total=total)
 
+    try:
         yield advance
+    finally:
+        progress.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shiftscope.compare.answers import answers
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
@@ -18,6 +19,7 @@ METHODS = {
     "swaps": swaps,
     "traces": traces,
     "scorers": scorers,
+    "answers": answers,
 }
 
-__all__ = ["METHODS", "keys", "layers", "models", "scorers", "swaps", "tokens", "traces"]
+__all__ = ["METHODS", "answers", "keys", "layers", "models", "scorers", "swaps", "tokens", "traces"]

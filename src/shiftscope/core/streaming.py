@@ -257,7 +257,7 @@ class _Reader:
         known = prefix.ids if prefix and not holes else ()
         if not all(len(context) > len(known) and tuple(context[: len(known)]) == known for context in contexts):
             known = ()
-        self.cache = None
+        self.cache: Any = None
         if known and prefix:
             self.cache = copy.deepcopy(prefix.cache)
             self.cache.batch_repeat_interleave(len(contexts))
@@ -270,7 +270,7 @@ class _Reader:
         """Read one more token in every row that is kept."""
         if len(kept) < len(token_B):
             kept_B = torch.tensor(kept, device=self.device)
-            self.cache.batch_select_indices(kept_B)  # type: ignore[attr-defined]
+            self.cache.batch_select_indices(kept_B)
             token_B, self.mask_BT = token_B[kept_B], self.mask_BT[kept_B]
         self.mask_BT = torch.nn.functional.pad(self.mask_BT, (0, 1), value=1)
         self.logits_BV = self._logits(token_B[:, None])
