@@ -1,11 +1,11 @@
 """What does comparing two models cost beyond running them? CPU seconds and memory of the paired pass over two forwards.
 
 Variants, interleaved in one process on one thread: two bare forwards (the limit), the usual research loop (both full
-log-softmaxes and everything derived from them in float32), ours as installed, and ours with torch.compile. All but the
-first give the same per-position numbers: JS, KL both ways, TV, both entropies, the emitted token's log-probabilities
-and ranks, both top-10 lists, and the mass flow over the base's top 100. Models: random Llamas (width 512, 8 layers,
-untied head, float32), the second 5 % of noise away from the first. The emitted tokens are random too, so both ranks are
-deep and have to be counted: the worst case.
+log-softmaxes and everything derived from them in float32), ours as installed, and ours compiled (a C kernel on a CPU,
+torch.compile on a GPU). All but the first give the same per-position numbers: JS, KL both ways, TV, both entropies, the
+emitted token's log-probabilities and ranks, both top-10 lists, and the mass flow over the base's top 100. Models: random
+Llamas (width 512, 8 layers, untied head, float32), the second 5 % of noise away from the first. The emitted tokens are
+random too, so both ranks are deep and have to be counted: the worst case.
 
     python benchmarks/paired_scoring.py --vocabulary 32000 152064 --tokens 256 --rounds 3
 
@@ -38,7 +38,7 @@ from shiftscope.compare.tokens import Listing, measure
 from shiftscope.core import paired
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.head import Head
-from shiftscope.core.laws import compiler_available
+from shiftscope.core.laws import compiled_note
 
 TARGETS = {"ours": 1.40, "ours, compiled": 1.15}  # of two forwards, at V = 152 064
 TOP, DEEP = 10, 100
@@ -196,9 +196,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    compiled = compiler_available()
+    compiled = not compiled_note()
     if not compiled:
-        print("no C++ compiler here: the compiled variant is left out")
+        print(f"{compiled_note()}: the compiled variant is left out")
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     rows = []
     print(f"{'':6} {'V':>7} {'T':>5}  {'variant':16} {'CPU s':>7} {'wall s':>7} {'ratio':>6} {'extra MiB':>9}   load")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shiftscope.compare.tokens import summarise, tokens
-from shiftscope.core import checkpoints, divergence, paired
+from shiftscope.core import checkpoints, divergence, native, paired
 from shiftscope.core.answers import Loading
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
@@ -217,3 +217,13 @@ def test_only_examples_of_the_right_style_close_the_shift(context, shifted_at_mo
     rows = paired.run(paired.Scorer(*pair), items, {"tokens": measure()})["tokens"]
     shifted = float(summarise(described(rows, [], pair[0]))["shifted_share"])
     assert shifted_at_least <= shifted <= shifted_at_most
+
+
+def test_compiled_statistics_give_the_same_figures_and_a_missing_compiler_is_noted(monkeypatch, sums_result):
+    compiled = tokens(
+        "sums-base", "sums-rlvr", texts=PROMPTS, sampling=Sampling(temperature=1), loading=Loading(compile=True)
+    )
+    assert compiled["js_mean_nats"] == pytest.approx(sums_result["js_mean_nats"], abs=1e-7)  # float32 sums
+    monkeypatch.setattr(native, "kernel", lambda: (None, "there is no C compiler"))
+    eager = tokens("sums-base", "sums-rlvr", texts=PROMPTS[:4], loading=Loading(compile=True))
+    assert any("the statistics were not compiled" in note for note in eager.notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shiftscope.compare.answers import answers
+from shiftscope.compare.bytes import bytes_
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
@@ -14,6 +15,7 @@ from shiftscope.compare.traces import traces
 METHODS = {
     "models": models,
     "tokens": tokens,
+    "bytes": bytes_,
     "layers": layers,
     "keys": keys,
     "swaps": swaps,
@@ -22,4 +24,4 @@ METHODS = {
     "answers": answers,
 }
 
-__all__ = ["METHODS", "answers", "keys", "layers", "models", "scorers", "swaps", "tokens", "traces"]
+__all__ = ["METHODS", "answers", "bytes_", "keys", "layers", "models", "scorers", "swaps", "tokens", "traces"]

@@ -130,7 +130,7 @@ def keys(
             batch_size=loading.batch_size, parts=parts,
             advance=None if advance is None else lambda done, total: advance("comparing", done, total),
         )["keys"]  # fmt: skip
-        notes += ready.notes
+        notes += [*ready.notes, *answers.compile_notes(loading, first)]
     if verifier:
         sides = {"base": first} | ({"tuned": second} if second else {})
         probed = probing.probe(

@@ -77,7 +77,8 @@ def models(
     )  # fmt: skip
     floor = paired.noise_floor(scorer, found.paired[:8])
     table = positions.described(rows["tokens"], found.texts, first)
-    tokens = summarise_tokens(table, noise_floor=floor, notes=found.notes, provenance=settings)
+    notes = [*found.notes, *answers.compile_notes(loading, first)]
+    tokens = summarise_tokens(table, noise_floor=floor, notes=notes, provenance=settings)
     others = [summarise_layers(rows["layers"])] if same_depth else []
     verifier = verifier or answers.shipped_verifier(second)
     keys = key_clusters(first, second, Clustering())
@@ -85,7 +86,14 @@ def models(
     if verifier:
         sides, read = {"base": first, "tuned": second}, answers.corpus_of(texts, second, limit)
         probed = probing.probe(
-            sides, read, verifier, keys.clusters, Probing(), template=template, parts=parts.inside("keys"), advance=advance
+            sides,
+            read,
+            verifier,
+            keys.clusters,
+            Probing(),
+            template=template,
+            parts=parts.inside("keys"),
+            advance=advance,
         )
     others.append(summarise_keys(keys, rows["keys"], probed))
     if verifier:

@@ -146,7 +146,8 @@ def scorers(
             batch_size=loading.batch_size, parts=parts, advance=step,
         )["rows"]  # fmt: skip
     drawn = _drawn(given, sampling, what)
-    return _finished(rows, first, prepared.texts, prepared.paired, what, clipping, drawn, prepared.notes, settings)
+    notes = [*prepared.notes, *answers.compile_notes(loading, first)]
+    return _finished(rows, first, prepared.texts, prepared.paired, what, clipping, drawn, notes, settings)
 
 
 def parse_against(against: str) -> Against:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,8 @@ def swaps(
         "swaps", swapping.items(sweep), lambda setting: {"swaps": swapping.measured(stage, setting)},
         advance=None if advance is None else lambda done, total: advance("swapping", done, total), final=True,
     )["swaps"]  # fmt: skip
-    return summarise(swapping.described(table, prompts, second), provenance=settings)
+    result = summarise(swapping.described(table, prompts, second), provenance=settings)
+    return replace(result, notes=[*result.notes, *answers.compile_notes(loading, first)])
 
 
 # ---- summing up -----------------------------------------------------------------------------------------------------

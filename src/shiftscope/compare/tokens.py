@@ -91,7 +91,8 @@ def tokens(
     )  # fmt: skip
     floor = paired.noise_floor(scorer, found.paired[:8])
     table = described(rows["tokens"], found.texts, first)
-    return summarise(table, noise_floor=floor, notes=found.notes, provenance=settings)
+    notes = [*found.notes, *answers.compile_notes(loading, first)]
+    return summarise(table, noise_floor=floor, notes=notes, provenance=settings)
 
 
 def summarise(

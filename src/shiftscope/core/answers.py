@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from shiftscope.core import corpus, decode, paired
+from shiftscope.core import corpus, decode, laws, paired
 from shiftscope.core.checkpoints import Checkpoint, DTypeName, check_same_vocabulary, opened
 from shiftscope.core.corpus import Template, Text
 from shiftscope.core.decode import Sampling
@@ -30,7 +30,8 @@ class Loading:
     """How models are loaded and run.
 
     dtype: 'auto' is float32 on a CPU, the checkpoint's own on an accelerator. device: 'auto' is cuda where there is one.
-    batch_size: texts of one forward and of one part. compile: torch.compile for the statistics.
+    batch_size: texts of one forward and of one part. compile: the statistics in compiled code: a C
+    kernel on a CPU (where there is a compiler), torch.compile on an accelerator.
     """
 
     dtype: DTypeName = "auto"
@@ -58,6 +59,12 @@ def pair(base: str | Checkpoint, tuned: str | Checkpoint, loading: Loading) -> t
     second = first if tuned == base else opened(tuned, dtype=loading.dtype, device=loading.device)
     check_same_vocabulary(first, second)
     return first, second
+
+
+def compile_notes(loading: Loading, checkpoint: Checkpoint) -> list[str]:
+    """A sentence for the notes where compiled statistics were asked for and could not be had, else nothing."""
+    asked = loading.compile and checkpoint.head.device.type == "cpu"
+    return [note for note in [laws.compiled_note() if asked else ""] if note]
 
 
 def corpus_of(texts: Texts, tuned: Checkpoint, limit: int | None = None) -> list[Text]:
@@ -143,7 +150,9 @@ def _sampled(
         asked = [item for item in batch if item.text in wanted]
         ids = decode.sample(tuned, [item.tuned_context for item in asked], [item.text for item in asked], sampling)
         schema = pa.schema([("text", pa.int32()), ("ids", pa.list_(pa.int32()))])
-        return {"answers": pa.table({"text": [item.text for item in asked], "ids": list(map(list, ids))}, schema=schema)}
+        return {
+            "answers": pa.table({"text": [item.text for item in asked], "ids": list(map(list, ids))}, schema=schema)
+        }
 
     groups = paired.batches(items, batch_size)
     tables = (parts or Parts()).map("answers", groups, draw, advance=_named(advance, "sampling answers"))

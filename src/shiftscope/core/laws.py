@@ -1,11 +1,12 @@
-"""Statistics of two next-token laws straight from logits: the hot loop under `paired`, and its compiled twin.
+"""Statistics of two next-token laws straight from logits: the hot loop under `paired`, and its compiled twins.
 
-On a CPU each row is swept twice in tiles of columns that stay in the cache. The first sweep makes unnormalised
-probabilities, their sums and every sum that is linear in the logits; the second makes JS and TV from the probabilities.
-Sums run over tiles in float64. Nothing of size positions × vocabulary exists, and no pass is made twice: normalising is
-folded into the scalar of an addition, and the two logarithms of JS are taken of 1 + u and 1 − u, u = (p − q)/(p + q),
-rounded so that they add up to exactly 2. JS is stationary in u, so that rounding does not matter; rounding either alone
-would. Definitions: `core/divergence.py`.
+Compiled means `laws.c` on a CPU, by way of `core/native.py`, and torch.compile on an accelerator; the rest of this text is
+about a CPU without it. Each row is swept twice in tiles of columns that stay in the cache. The first sweep makes
+unnormalised probabilities, their sums and every sum that is linear in the logits; the second makes JS and TV from the
+probabilities. Sums run over tiles in float64. Nothing of size positions × vocabulary exists, and no pass is made twice:
+normalising is folded into the scalar of an addition, and the two logarithms of JS are taken of 1 + u and 1 − u,
+u = (p − q)/(p + q), rounded so that they add up to exactly 2. JS is stationary in u, so that rounding does not matter;
+rounding either alone would. Definitions: `core/divergence.py`.
 """
 
 # R rows of one block, V vocabulary, M runs of the vocabulary, K listed tokens
@@ -13,7 +14,6 @@ would. Definitions: `core/divergence.py`.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shiftscope.core import divergence
+from shiftscope.core import divergence, native
 from shiftscope.core.divergence import RUN
 
 DIVERGENCES = ("js_nats", "kl_pq_nats", "kl_qp_nats", "tv", "entropy_p_nats", "entropy_q_nats")
@@ -41,6 +41,7 @@ class Block:
     logits_p_RV, logits_q_RV: in the models' own types. lse_p_R, lse_q_R: float32. values_6R: in the order of
     DIVERGENCES.
     maxima_p_RM, maxima_q_RM: largest logit of each run of RUN tokens, None where they were not made.
+    rank_2R: rank under p and under q of the tokens that were given, None where it was not counted.
     """
 
     logits_p_RV: Tensor
@@ -50,6 +51,7 @@ class Block:
     values_6R: Tensor
     maxima_p_RM: Tensor | None = field(default=None, repr=False)
     maxima_q_RM: Tensor | None = field(default=None, repr=False)
+    rank_2R: Tensor | None = field(default=None, repr=False)
 
     @cached_property
     def logp_RV(self) -> Tensor:
@@ -93,28 +95,34 @@ class Block:
 class Workspace:
     """The buffers of one block size, reused for every block, and the statistics computed in them.
 
-    compiled: run the second sweep (on an accelerator or for a small vocabulary all of it) through torch.compile, at one
-    fixed shape.
+    compiled: on a CPU the kernel of `core/native.py`, where there is a C compiler (`compiled_note` says whether); on an
+    accelerator torch.compile, at one fixed shape.
     """
 
     def __init__(self, rows: int, vocabulary: int, device: torch.device, *, compiled: bool = False) -> None:
         self.rows = rows
-        swept = device.type == "cpu" and vocabulary >= SWEPT
-        self.sweep = Sweep(vocabulary, compiled=compiled) if swept else None
-        self.maxima = torch.empty(2, rows, vocabulary // RUN if swept else 0, device=device)
-        self.compiled = compiled and not swept
+        on_cpu = device.type == "cpu"
+        self.native = native.kernel()[0] if compiled and on_cpu else None
+        swept = on_cpu and vocabulary >= SWEPT and self.native is None
+        self.sweep = Sweep(vocabulary) if swept else None
+        self.maxima = torch.empty(2, rows, vocabulary // RUN if swept or self.native else 0, device=device)
+        self.copies = torch.empty(2, rows, vocabulary if self.native else 0)  # of half-precision logits; else untouched
+        self.compiled = compiled and not on_cpu
         self.dense = torch.compile(dense, dynamic=False) if self.compiled else dense
 
     @property
     def buffers(self) -> list[Tensor]:
         """Every tensor that the workspace keeps."""
-        return [self.maxima, *([] if self.sweep is None else self.sweep.buffers)]
+        return [self.maxima, self.copies, *([] if self.sweep is None else self.sweep.buffers)]
 
-    def laws(self, logits_p_RV: Tensor, logits_q_RV: Tensor) -> Block:
+    def laws(self, logits_p_RV: Tensor, logits_q_RV: Tensor, token_R: Tensor | None = None) -> Block:
         """Both laws and their statistics from logits of any float type.
 
-        A NaN or +inf logit makes its row's log-sum-exp NaN or infinite.
+        token_R: a token of each row: the compiled kernel counts its ranks in passing, and nothing else does. A NaN or
+        +inf logit makes its row's log-sum-exp NaN or infinite.
         """
+        if self.native is not None:
+            return self._native_laws(self.native, logits_p_RV, logits_q_RV, token_R)
         if self.sweep is None:
             # compiled code has one shape for all blocks: a shorter one is filled up
             missing = self.rows - len(logits_p_RV) if self.compiled else 0
@@ -125,6 +133,18 @@ class Workspace:
         rows = zip(logits_p_RV, logits_q_RV, maxima_p, maxima_q, strict=True)
         found = torch.tensor([self.sweep(*row) for row in rows]).T
         return Block(logits_p_RV, logits_q_RV, found[0], found[1], found[2:], maxima_p, maxima_q)
+
+    def _native_laws(
+        self, kernel: native.Kernel, logits_p_RV: Tensor, logits_q_RV: Tensor, token_R: Tensor | None
+    ) -> Block:
+        p, q = (
+            logits if logits.dtype == torch.float32 and logits.stride(1) == 1 else copy[: len(logits)].copy_(logits)
+            for logits, copy in zip((logits_p_RV, logits_q_RV), self.copies, strict=True)
+        )
+        maxima = self.maxima[:, : len(p)]
+        found_R8, rank_R2 = kernel(p, q, torch.zeros(len(p)) if token_R is None else token_R, maxima)
+        found, rank = found_R8.T, None if token_R is None else rank_R2.T
+        return Block(logits_p_RV, logits_q_RV, found[0], found[1], found[2:], maxima[0], maxima[1], rank)
 
     def divergences(self, block: Block) -> dict[str, Tensor]:
         """JS, KL(p‖q), KL(q‖p), TV and both entropies of every row, float32 [R]; definitions as in `divergence`."""
@@ -137,14 +157,13 @@ class Workspace:
 class Sweep:
     """One row at a time, in tiles of columns: log-sum-exps and the six statistics of two laws as Python floats."""
 
-    def __init__(self, vocabulary: int, *, compiled: bool = False) -> None:
+    def __init__(self, vocabulary: int) -> None:
         count = math.ceil(vocabulary / TILE)
         width = math.ceil(vocabulary / count / RUN) * RUN  # even tiles of whole runs
         self.maxima = torch.zeros(2, vocabulary // RUN)
         self.tile_maxima = [maxima.split(width // RUN) for maxima in self.maxima]
         self.exp_p, self.exp_q, self.copy_p, self.copy_q = (torch.zeros(vocabulary) for _ in range(4))
         self.spare = [torch.zeros(width) for _ in range(3)]
-        self.curved = torch.compile(curved_sums, dynamic=False) if compiled else None
         self.three, self.four = torch.tensor([3.0]), torch.tensor([4.0])
         sizes = [len(part) for part in self.exp_p.split(width)]
         self.tiles = [
@@ -196,9 +215,6 @@ class Sweep:
 
     def _curved(self, ratio: float, careful: bool) -> tuple[float, float]:
         """JS and TV times Σp from the unnormalised laws of the first sweep; q is `ratio` times its buffer."""
-        if self.curved is not None:
-            js, tv = self.curved(self.exp_p, self.exp_q, torch.tensor(ratio)).tolist()
-            return js, tv
         js = tv = 0.0
         for p, q, total, difference, spare in self.tiles:
             torch.add(p, q, alpha=ratio, out=total)
@@ -231,15 +247,6 @@ class Sweep:
         return found
 
 
-def curved_sums(p_V: Tensor, q_V: Tensor, ratio: Tensor) -> Tensor:
-    """The second sweep as one expression, for torch.compile to fuse."""
-    q_V = q_V * ratio
-    difference = p_V - q_V
-    shifted = 3 + BELOW_ONE * (difference / (p_V + q_V).clamp(min=TINY))
-    js = p_V * (shifted - 2).log() + q_V * (4 - shifted).log()
-    return 0.5 * torch.stack([js.sum(), difference.abs().sum()])
-
-
 def dense(logits_p_RV: Tensor, logits_q_RV: Tensor) -> Tensor:
     """[lse_p, lse_q, *DIVERGENCES] of whole blocks, [8, R], for any logits: accelerators and small vocabularies."""
     logits_p, logits_q = logits_p_RV.float(), logits_q_RV.float()
@@ -257,5 +264,11 @@ def dense(logits_p_RV: Tensor, logits_q_RV: Tensor) -> Tensor:
 
 
 def compiler_available() -> bool:
-    """Whether torch.compile can build code for a CPU here (it needs a C++ compiler)."""
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    """Whether there is a C compiler here, which compiled statistics need."""
+    return native.compiler() is not None
+
+
+def compiled_note() -> str:
+    """One sentence on why compiled statistics run eagerly on this machine's CPU; '' where they do not."""
+    kernel, reason = native.kernel()
+    return "" if kernel else f"the statistics were not compiled: {reason}; they ran eagerly, which takes longer"

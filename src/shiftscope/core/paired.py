@@ -85,7 +85,7 @@ class PairedBatch:
 class Scorer:
     """Runs both models over batches and hands out their laws block by block.
 
-    compiled: torch.compile for the dense statistics. Buffers are made once and reused for the whole run.
+    compiled: statistics in compiled code (see `core/laws.py`). Buffers are made once and reused for the whole run.
     """
 
     base: Checkpoint
@@ -121,7 +121,9 @@ class Scorer:
         if self._workspace is None:
             self._workspace = Workspace(block_rows(common, device), common, device, compiled=self.compiled)
             dtypes = (batch.base.rows_ND.dtype, batch.tuned.rows_ND.dtype)
-            self._chunks = [torch.empty(CHUNK_ROWS, V, dtype=dt, device=device) for V, dt in zip(sizes, dtypes, strict=True)]
+            self._chunks = [
+                torch.empty(CHUNK_ROWS, V, dtype=dt, device=device) for V, dt in zip(sizes, dtypes, strict=True)
+            ]
         workspace, N = self._workspace, len(batch.token_N)
         with torch.no_grad():
             for start in range(0, N, CHUNK_ROWS):
@@ -132,8 +134,8 @@ class Scorer:
                 ]
                 for row in range(0, stop - start, workspace.rows):
                     rows = slice(row, min(row + workspace.rows, stop - start))
-                    block = workspace.laws(logits[0][rows, :common], logits[1][rows, :common])
                     where = slice(start + rows.start, start + rows.stop)
+                    block = workspace.laws(*(law[rows, :common] for law in logits), batch.token_N[where])
                     self._check(block, batch, where, [law[rows] for law in logits], common)
                     yield where, block, workspace
 
@@ -166,7 +168,10 @@ def _side(checkpoint: Checkpoint, contexts: list[tuple[int, ...]], items: Sequen
         mask_BT[row, : len(sequence)] = 1
     batch_N = torch.cat([torch.full((len(item.answer),), row) for row, item in enumerate(items)])
     token_N = torch.cat(
-        [torch.arange(len(context), len(context) + len(item.answer)) for context, item in zip(contexts, items, strict=True)]
+        [
+            torch.arange(len(context), len(context) + len(item.answer))
+            for context, item in zip(contexts, items, strict=True)
+        ]
     )
     ids_BT, mask_BT = ids_BT.to(head.device), mask_BT.to(head.device)
     if states:
@@ -230,7 +235,9 @@ def check_lengths(base: Checkpoint, tuned: Checkpoint, texts: Sequence[PairedTex
         for checkpoint, context in ((base, item.base_context), (tuned, item.tuned_context)):
             if not context:
                 name = checkpoint.name
-                raise ValueError(f"text {item.text} has an empty context for {name}: give a prompt of at least one token")
+                raise ValueError(
+                    f"text {item.text} has an empty context for {name}: give a prompt of at least one token"
+                )
             length, limit = len(context) + len(item.answer), checkpoint.context_length
             if limit is not None and length > limit:
                 raise ValueError(

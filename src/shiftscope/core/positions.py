@@ -73,6 +73,15 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
     deep_tuned, top1_tuned = block.logq_at(deep_ids), tuned_ids[:, 0]
     logp_asked = block.logp_at(torch.cat([emitted_R[:, None], tuned_ids], 1))
     logq_asked, deep_logits = block.logq_at(emitted_R[:, None]), block.logits_p_RV.gather(-1, deep_ids)
+    emitted_ranks = block.rank_2R
+    if emitted_ranks is None:
+        tuned_logits = block.logits_q_RV.gather(-1, tuned_ids)
+        emitted_ranks = torch.stack(
+            [
+                listed_rank(block.logits_p_RV, deep_logits, emitted_R),
+                listed_rank(block.logits_q_RV, tuned_logits, emitted_R),
+            ]
+        )
     found = {
         "js_nats": values["js_nats"],
         "kl_base_tuned_nats": values["kl_pq_nats"],
@@ -82,8 +91,8 @@ def position_statistics(block: Block, workspace: Workspace, emitted_R: Tensor, l
         "entropy_tuned_nats": values["entropy_q_nats"],
         "logp_base_nats": logp_asked[:, 0],
         "logp_tuned_nats": logq_asked[:, 0],
-        "rank_base": listed_rank(block.logits_p_RV, deep_logits, emitted_R),
-        "rank_tuned": listed_rank(block.logits_q_RV, block.logits_q_RV.gather(-1, tuned_ids), emitted_R),
+        "rank_base": emitted_ranks[0].int(),
+        "rank_tuned": emitted_ranks[1].int(),
         "top1_base": deep_ids[:, 0].int(),
         "top1_tuned": top1_tuned.int(),
         "rank_base_of_tuned_top1": listed_rank(block.logits_p_RV, deep_logits, top1_tuned),

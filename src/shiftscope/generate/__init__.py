@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from shiftscope.generate.bytes import bytes_
 from shiftscope.generate.navigate import navigate
 from shiftscope.generate.urial import urial
 
 METHODS = {
     "urial": urial,
     "navigate": navigate,
+    "bytes": bytes_,
 }
 
-__all__ = ["METHODS", "navigate", "urial"]
+__all__ = ["METHODS", "bytes_", "navigate", "urial"]
