@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from shiftscope.compare import layers, models, tokens
+from shiftscope.compare import bytes_, layers, models, tokens
 from shiftscope.core import paired
 from shiftscope.core.answers import Loading
 from shiftscope.zoo import styles, sums
@@ -63,3 +63,12 @@ def test_saved_parts_stand_in_folders_of_their_own(found, tmp_path):
     assert json.loads((tmp_path / "layers" / "summary.json").read_text())["method"] == "compare layers"
     names = json.loads((tmp_path / "summary.json").read_text())["figures"]
     assert {"js_mean_nats", "alpha_terminal_delta", "window_stable", "transport_terminal_delta"} <= names.keys()
+
+
+def test_models_with_different_vocabularies_are_compared_byte_by_byte():
+    texts = [{"prompt": "3 1 4 1 =", "answer": " take 3 gives 3"}]
+    result = models("sums-base", "docs-base", texts=texts)
+    alone = bytes_("sums-base", "docs-base", texts=texts)
+    assert result.method == "compare models"
+    assert result.figures == alone.figures
+    assert "the vocabularies differ" in result.notes[0]

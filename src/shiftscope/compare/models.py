@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from shiftscope.compare.bytes import bytes_
 from shiftscope.compare.keys import Clustering
 from shiftscope.compare.keys import described as key_clusters
 from shiftscope.compare.keys import summarise as summarise_keys
@@ -18,7 +19,7 @@ from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import summarise as summarise_tokens
 from shiftscope.core import answers, gains, paired, positions, probing
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.checkpoints import Checkpoint
+from shiftscope.core.checkpoints import Checkpoint, vocabulary_difference
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
@@ -44,7 +45,8 @@ def models(
     """Compare two checkpoints in every way at once: tokens, layers and keys in one pass.
 
     base: the checkpoint before (path, hub id, zoo name, or a loaded Checkpoint).
-    tuned: the checkpoint after; both must share one vocabulary. Without both, the pair that ships with the package.
+    tuned: the checkpoint after; with another vocabulary the two are compared byte by byte. Without both, the pair that
+        ships with the package.
     texts: jsonl, parquet or txt with a prompt and optionally an answer per record; answers that are missing are sampled
         from the tuned model; without texts, the prompts that ship with the tuned checkpoint.
     limit: only the first records.
@@ -53,9 +55,17 @@ def models(
     template: how the prompt is rendered: plain, chat (the tokenizer's template) or frame (zero-shot frame).
     base_template: rendering for the base, where it should differ.
     Returns the Result of `compare tokens` with those of the other methods as its parts.
-    Raises ValueError, in one sentence, for differing vocabularies, malformed texts, answers beyond a context, NaN logits.
+    Raises ValueError, in one sentence, for malformed texts, answers beyond a context, NaN logits.
     """
-    first, second = answers.pair(base, tuned, loading)
+    first, second = answers.both(base, tuned, loading)
+    difference = vocabulary_difference(first, second)
+    if difference:
+        by_byte = bytes_(
+            first, second, texts=texts, limit=limit, sampling=sampling,
+            loading=replace(loading, batch_size=min(loading.batch_size, 8)), parts=parts, advance=advance,
+        )  # fmt: skip
+        note = f"{difference}: the vocabularies differ, so the two are compared byte by byte, as `compare bytes` does"
+        return replace(by_byte, method="compare models", notes=[note, *by_byte.notes])
     parts = parts or Parts()
     settings = answers.provenance(
         first, second, texts=texts, limit=limit, verifier=str(verifier), template=template,

@@ -54,11 +54,16 @@ class Answers:
 
 
 def pair(base: str | Checkpoint, tuned: str | Checkpoint, loading: Loading) -> tuple[Checkpoint, Checkpoint]:
-    """Both checkpoints, loaded where named; their vocabularies must agree. The same name is loaded once."""
-    first = opened(base, dtype=loading.dtype, device=loading.device)
-    second = first if tuned == base else opened(tuned, dtype=loading.dtype, device=loading.device)
+    """Both checkpoints, loaded where named; their vocabularies must agree."""
+    first, second = both(base, tuned, loading)
     check_same_vocabulary(first, second)
     return first, second
+
+
+def both(base: str | Checkpoint, tuned: str | Checkpoint, loading: Loading) -> tuple[Checkpoint, Checkpoint]:
+    """Both checkpoints, loaded where named, whatever their vocabularies. The same name is loaded once."""
+    first = opened(base, dtype=loading.dtype, device=loading.device)
+    return first, first if tuned == base else opened(tuned, dtype=loading.dtype, device=loading.device)
 
 
 def compile_notes(loading: Loading, checkpoint: Checkpoint) -> list[str]:

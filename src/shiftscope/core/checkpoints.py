@@ -181,15 +181,22 @@ def check_same_vocabulary(base: Checkpoint, tuned: Checkpoint) -> None:
 
     Raises ValueError naming the first difference, with what to use instead.
     """
+    difference = vocabulary_difference(base, tuned)
+    if difference:
+        raise ValueError(f"{difference}: the vocabularies differ; use `compare bytes` instead")
+
+
+def vocabulary_difference(base: Checkpoint, tuned: Checkpoint) -> str:
+    """What differs between two vocabularies, in words; empty where every id means the same."""
     ours, theirs = base.tokenizer.get_vocab(), tuned.tokenizer.get_vocab()
     if ours == theirs:
-        return
+        return ""
     differing = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
     added = [token for token in differing if token not in ours and theirs[token] < base.vocabulary_size]
     if len(added) == len(differing):  # the tuned tokenizer names ids that were padding in the base
-        return
+        return ""
     token = differing[0]
-    raise ValueError(
+    return (
         f"{tuned.name} has {len(theirs)} tokens and {base.name} has {len(ours)}, and {len(differing)} differ (first: "
-        f"{token!r}, id {ours.get(token)} against {theirs.get(token)}): the vocabularies differ; use `compare bytes` instead"
+        f"{token!r}, id {ours.get(token)} against {theirs.get(token)})"
     )
