@@ -13,25 +13,6 @@ from typer.testing import CliRunner
 
 from shiftscope import cli
 from shiftscope.core.result import Figure, Result
-from shiftscope.zoo import sums
-
-TEXTS = [{"prompt": prompt["prompt"]} for prompt in sums.prompts(12, seed=3)]
-
-
-def shiftscope(*arguments):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-    arguments = [str(argument) for argument in arguments]
-    ran = CliRunner().invoke(cli.application(arguments), arguments)
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.stdout, ran.stderr
-
-
-@pytest.fixture
-def texts(tmp_path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps(text) + "\n" for text in TEXTS))
-    return path
 
 
 def test_help_needs_neither_torch_nor_transformers():
@@ -41,7 +22,7 @@ def test_help_needs_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize("verb", ["compare", "adapt", "generate"])
-def test_every_method_has_a_help_page_that_describes_each_of_its_options(verb):
+def test_every_method_has_a_help_page_that_describes_each_of_its_options(shiftscope, verb):
     methods = __import__(f"shiftscope.{verb}", fromlist=["METHODS"]).METHODS
     assert methods, f"{verb} has no methods"
     for name, function in methods.items():
@@ -60,7 +41,7 @@ def test_every_method_has_a_help_page_that_describes_each_of_its_options(verb):
                 assert parameter in described, f"{verb} {name} does not say what {parameter} is"
 
 
-def test_a_command_writes_summary_table_and_page_and_says_where(texts, tmp_path):
+def test_a_command_writes_summary_table_and_page_and_says_where(shiftscope, texts, tmp_path):
     code, out, _ = shiftscope(
         "compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--out", tmp_path / "out"
     )
@@ -81,7 +62,7 @@ def test_a_command_writes_summary_table_and_page_and_says_where(texts, tmp_path)
     assert summary["provenance"]["command"].startswith("shiftscope")
 
 
-def test_json_is_the_summary_alone_on_standard_output(texts):
+def test_json_is_the_summary_alone_on_standard_output(shiftscope, texts):
     code, out, _ = shiftscope("compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--json")
     assert code == 0
     assert json.loads(out)["method"] == "compare tokens"
@@ -102,7 +83,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_input_is_one_sentence_and_exit_code_2(kind):
+def test_bad_input_is_one_sentence_and_exit_code_2(shiftscope, kind):
     arguments, sentence = BAD[kind]
     code, _, err = shiftscope("compare", "tokens", *arguments)
     assert code == 2
@@ -120,13 +101,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(kind):
         ("", "has no records"),
     ],
 )
-def test_bad_texts_are_one_sentence_and_exit_code_2(tmp_path, content, sentence):
+def test_bad_texts_are_one_sentence_and_exit_code_2(shiftscope, tmp_path, content, sentence):
     (tmp_path / "bad.jsonl").write_text(content)
     code, _, err = shiftscope("compare", "tokens", "sums-base", "sums-rlvr", "--texts", tmp_path / "bad.jsonl")
     assert (code, sentence in err, len(err.strip().splitlines())) == (2, True, 1)
 
 
-def test_nan_logits_are_named_with_their_place(texts, tmp_path):
+def test_nan_logits_are_named_with_their_place(shiftscope, texts, tmp_path):
     import torch
 
     from shiftscope.core import checkpoints
@@ -142,7 +123,7 @@ def test_nan_logits_are_named_with_their_place(texts, tmp_path):
     assert "answer position 0" in err
 
 
-def test_usage_errors_have_exit_code_2():
+def test_usage_errors_have_exit_code_2(shiftscope):
     assert shiftscope("compare", "tokens")[0] == 2
     assert shiftscope("compare", "nothing")[0] == 2
     assert shiftscope("compare", "tokens", "a", "b", "--no-such-option")[0] == 2
@@ -193,7 +174,7 @@ def test_options_are_generated_from_a_signature_with_its_dataclasses_unfolded(mo
     assert cli.described_parameters(Settings) == {"depth": "how deep.", "kinds": "which ones."}
 
 
-def test_zoo_doctor_cite_and_version_answer():
+def test_zoo_doctor_cite_and_version_answer(shiftscope):
     assert {"sums-base", "styles-dpo", "docs-code"} <= {
         card["name"] for card in json.loads(shiftscope("zoo", "--json")[1])
     }

@@ -9,28 +9,9 @@ import time
 
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from shiftscope import cli, running
+from shiftscope import running
 from shiftscope.zoo import sums
-
-TEXTS = [{"prompt": prompt["prompt"]} for prompt in sums.prompts(12, seed=3)]
-
-
-def shiftscope(*arguments):
-    """Run a command in this process: (exit code, standard output, standard error)."""
-    arguments = [str(argument) for argument in arguments]
-    ran = CliRunner().invoke(cli.application(arguments), arguments)
-    if ran.exception and not isinstance(ran.exception, SystemExit):
-        raise ran.exception
-    return ran.exit_code, ran.stdout, ran.stderr
-
-
-@pytest.fixture
-def texts(tmp_path):
-    path = tmp_path / "texts.jsonl"
-    path.write_text("".join(json.dumps(text) + "\n" for text in TEXTS))
-    return path
 
 
 @pytest.mark.parametrize(
@@ -54,18 +35,18 @@ def test_what_is_no_gate_is_refused(text):
 @pytest.mark.parametrize(
     ("gate", "expected"), [("js_mean_nats < 0.5", 0), ("js_mean_nats<1e-9", 1), ("positions >= 1", 0)]
 )
-def test_a_gate_that_does_not_hold_makes_the_exit_code_1(texts, gate, expected):
+def test_a_gate_that_does_not_hold_makes_the_exit_code_1(shiftscope, texts, gate, expected):
     code, _, err = shiftscope("compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--json", "--gate", gate)
     assert code == expected
     assert ("gate failed" in err) == (expected == 1)
 
 
-def test_every_gate_counts(texts):
+def test_every_gate_counts(shiftscope, texts):
     gates = ["--gate", "js_mean_nats < 0.5", "--gate", "js_mean_nats > 0.5"]
     assert shiftscope("compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--json", *gates)[0] == 1
 
 
-def test_an_out_that_cannot_be_written_is_found_before_anything_runs(texts, tmp_path):
+def test_an_out_that_cannot_be_written_is_found_before_anything_runs(shiftscope, texts, tmp_path):
     (tmp_path / "file").touch()
     code, _, err = shiftscope(
         "compare", "tokens", "sums-base", "sums-rlvr", "--texts", texts, "--out", tmp_path / "file" / "out"
@@ -74,7 +55,7 @@ def test_an_out_that_cannot_be_written_is_found_before_anything_runs(texts, tmp_
     assert "cannot be written" in err
 
 
-def test_control_c_keeps_the_parts_and_resume_gives_the_same_result(tmp_path):
+def test_control_c_keeps_the_parts_and_resume_gives_the_same_result(shiftscope, tmp_path):
     rows = [{"prompt": prompt["prompt"]} for prompt in sums.prompts(160, seed=3)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "shiftscope", "compare", "tokens", "sums-base", "sums-rlvr", "--threads", "1"]
@@ -102,7 +83,7 @@ def test_control_c_keeps_the_parts_and_resume_gives_the_same_result(tmp_path):
     assert figures[0] == figures[1]
 
 
-def test_shards_on_any_scheduler_merge_into_the_result_of_a_single_run(texts, tmp_path):
+def test_shards_on_any_scheduler_merge_into_the_result_of_a_single_run(shiftscope, texts, tmp_path):
     command = [
         "compare",
         "tokens",
@@ -135,7 +116,7 @@ def test_shards_on_any_scheduler_merge_into_the_result_of_a_single_run(texts, tm
     ("method", "more"),
     [("swaps", ["--verifier", "shiftscope.zoo.sums:verify", "--thresholds", "0.1", "--no-controls"]), ("models", [])],
 )
-def test_longer_methods_merge_too(tmp_path, method, more):
+def test_longer_methods_merge_too(shiftscope, tmp_path, method, more):
     rows = [{"prompt": row["prompt"], "reference": row["reference"]} for row in sums.prompts(6, seed=3)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["compare", method, "sums-base", "sums-rlvr", "--texts", tmp_path / "texts.jsonl", *more]
@@ -151,7 +132,7 @@ def test_longer_methods_merge_too(tmp_path, method, more):
 
 
 @pytest.mark.parametrize("shard", ["3/3", "x", "1", "-1/2"])
-def test_a_shard_that_is_none_is_named(texts, tmp_path, shard):
+def test_a_shard_that_is_none_is_named(shiftscope, texts, tmp_path, shard):
     arguments = [
         "compare",
         "tokens",
@@ -167,7 +148,7 @@ def test_a_shard_that_is_none_is_named(texts, tmp_path, shard):
     assert (code, "is not of the form i/n" in err) == (2, True)
 
 
-def test_merging_what_is_no_shard_or_of_two_commands_is_named(texts, tmp_path):
+def test_merging_what_is_no_shard_or_of_two_commands_is_named(shiftscope, texts, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "holds no parts of a shard" in shiftscope("merge", tmp_path / "empty", "--out", tmp_path / "m")[2]
     for limit in (2, 3):

@@ -7,7 +7,9 @@ methods; it is the one method file that may import others.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import dataclass, fields, replace
+
+import pyarrow as pa
 
 from shiftscope.compare.bytes import bytes_
 from shiftscope.compare.keys import Clustering
@@ -26,6 +28,8 @@ from shiftscope.core.parts import Parts
 from shiftscope.core.probing import Probing
 from shiftscope.core.result import Result
 from shiftscope.core.verifiers import Verifier
+
+BYTE_BATCH = 8  # texts whose trees of contexts are held at once
 
 
 def models(
@@ -58,28 +62,23 @@ def models(
     Raises ValueError, in one sentence, for malformed texts, answers beyond a context, NaN logits.
     """
     first, second = answers.both(base, tuned, loading)
+    asked = Asked(
+        texts, limit, verifier or answers.shipped_verifier(second), template, base_template, sampling, loading
+    )
     difference = vocabulary_difference(first, second)
     if difference:
-        by_byte = bytes_(
-            first, second, texts=texts, limit=limit, sampling=sampling,
-            loading=replace(loading, batch_size=min(loading.batch_size, 8)), parts=parts, advance=advance,
-        )  # fmt: skip
-        note = f"{difference}: the vocabularies differ, so the two are compared byte by byte, as `compare bytes` does"
-        return replace(by_byte, method="compare models", notes=[note, *by_byte.notes])
+        return _by_byte(first, second, asked, difference, parts, advance)
     parts = parts or Parts()
-    settings = answers.provenance(
-        first, second, texts=texts, limit=limit, verifier=str(verifier), template=template,
-        base_template=base_template, sampling=asdict(sampling), loading=asdict(loading),
-    )  # fmt: skip
+    settings = answers.provenance(first, second, **{field.name: getattr(asked, field.name) for field in fields(asked)})
     parts.settle(settings)
     found = answers.prepare(
         first, second, answers.corpus_of(texts, second, limit), template=template, base_template=base_template,
         sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
     same_depth = len(first.head.blocks) == len(second.head.blocks)
-    measures = {"tokens": positions.measure(), "keys": gains.measure()} | (
-        {"layers": layer_rows()} if same_depth else {}
-    )
+    measures = {"tokens": positions.measure(), "keys": gains.measure()}
+    if same_depth:
+        measures["layers"] = layer_rows()
     scorer = paired.Scorer(first, second, compiled=loading.compile)
     rows = paired.run(
         scorer, found.paired, measures, states=same_depth, batch_size=loading.batch_size, parts=parts,
@@ -88,36 +87,68 @@ def models(
     floor = paired.noise_floor(scorer, found.paired[:8])
     table = positions.described(rows["tokens"], found.texts, first)
     notes = [*found.notes, *answers.compile_notes(loading, first)]
+    if not same_depth:
+        notes.append("the checkpoints have different numbers of layers: `compare layers` is left out")
+    elif base_template not in (None, template):
+        notes.append("the two models read different contexts: what layers say of them is partly the contexts' doing")
     tokens = summarise_tokens(table, noise_floor=floor, notes=notes, provenance=settings)
     others = [summarise_layers(rows["layers"])] if same_depth else []
-    verifier = verifier or answers.shipped_verifier(second)
-    keys = key_clusters(first, second, Clustering())
-    probed = None
-    if verifier:
-        sides, read = {"base": first, "tuned": second}, answers.corpus_of(texts, second, limit)
-        probed = probing.probe(
-            sides,
-            read,
-            verifier,
-            keys.clusters,
-            Probing(),
-            template=template,
-            parts=parts.inside("keys"),
-            advance=advance,
+    others += _keys_and_swaps(first, second, asked, rows["keys"], parts, advance)
+    verdict = [*tokens.verdict, *(part.verdict[0] for part in others if part.verdict)]
+    return replace(tokens, method="compare models", verdict=verdict, parts=others)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The settings of one call, as `models` takes them."""
+
+    texts: Texts
+    limit: int | None
+    verifier: str | Verifier | None
+    template: Template
+    base_template: Template | None
+    sampling: Sampling
+    loading: Loading
+
+
+def _keys_and_swaps(
+    first: Checkpoint, second: Checkpoint, asked: Asked, rows: pa.Table, parts: Parts, advance: answers.Advance | None
+) -> list[Result]:
+    """What follows the common pass: key clusters, and with a verifier the middle ranks and the swaps."""
+    keys, read = key_clusters(first, second, Clustering()), answers.corpus_of(asked.texts, second, asked.limit)
+    if asked.verifier is None:
+        return [summarise_keys(keys, rows)]
+    probed = probing.probe(
+        {"base": first, "tuned": second}, read, asked.verifier, keys.clusters, Probing(), template=asked.template,
+        parts=parts.inside("keys"), advance=advance,
+    )  # fmt: skip
+    swapped = swaps(
+        first, second, verifier=asked.verifier, texts=asked.texts, limit=asked.limit, template=asked.template,
+        base_template=asked.base_template, loading=asked.loading, parts=parts.inside("swaps"), advance=advance,
+    )  # fmt: skip
+    return [summarise_keys(keys, rows, probed), swapped]
+
+
+def _by_byte(
+    first: Checkpoint,
+    second: Checkpoint,
+    asked: Asked,
+    difference: str,
+    parts: Parts | None,
+    advance: answers.Advance | None,
+) -> Result:
+    """Two vocabularies: `compare bytes` in the place of everything that needs common ids."""
+    if (asked.template, asked.base_template) != ("plain", None):
+        raise ValueError(
+            f"{difference}: the vocabularies differ, and byte by byte only plain prompts are compared: leave out --template"
         )
-    others.append(summarise_keys(keys, rows["keys"], probed))
-    if verifier:
-        others.append(
-            swaps(
-                first, second, verifier=verifier, texts=texts, limit=limit, template=template,
-                base_template=base_template, loading=loading, parts=parts.inside("swaps"), advance=advance,
-            )
-        )  # fmt: skip
-    caveats = [] if same_depth else ["the checkpoints have different numbers of layers: `compare layers` is left out"]
-    return replace(
-        tokens,
-        method="compare models",
-        verdict=[*tokens.verdict, *(part.verdict[0] for part in others if part.verdict)],
-        notes=[*tokens.notes, *caveats],
-        parts=others,
+    loading = replace(asked.loading, batch_size=min(asked.loading.batch_size, BYTE_BATCH))
+    result = bytes_(
+        first, second, texts=asked.texts, limit=asked.limit, sampling=asked.sampling, loading=loading, parts=parts,
+        advance=advance,
+    )  # fmt: skip
+    note = (
+        f"{difference}: the vocabularies differ, so the two are compared byte by byte, as `compare bytes` does; layers, keys "
+        f"and swaps need one vocabulary and are left out"
     )
+    return replace(result, method="compare models", notes=[note, *result.notes])

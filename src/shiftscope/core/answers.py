@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -185,6 +185,7 @@ def identified(texts: Texts) -> dict[str, Any] | None:
 def provenance(base: Checkpoint, tuned: Checkpoint | None = None, **settings: Any) -> dict[str, Any]:
     """Where a comparison came from: both checkpoints with file hashes, every setting, and the versions that computed it."""
     packages = {name: version(name) for name in ("torch", "transformers", "shiftscope")}
+    settings = {name: asdict(value) if is_dataclass(value) else value for name, value in settings.items()}  # type: ignore[arg-type]
     settings |= {name: identified(settings[name]) for name in CORPORA if name in settings}
     models = {"base": base.provenance} | ({"tuned": tuned.provenance} if tuned else {})
     return {**models, "settings": settings, "versions": {"python": platform.python_version(), **packages}}
