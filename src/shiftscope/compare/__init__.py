@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from shiftscope.compare.answers import answers
 from shiftscope.compare.bytes import bytes_
+from shiftscope.compare.domains import domains
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
 from shiftscope.compare.scorers import scorers
+from shiftscope.compare.subpopulations import subpopulations
 from shiftscope.compare.swaps import swaps
+from shiftscope.compare.tokenizers import tokenizers
 from shiftscope.compare.tokens import tokens
 from shiftscope.compare.traces import traces
+from shiftscope.compare.weights import weights
 
 METHODS = {
     "models": models,
@@ -22,6 +26,25 @@ METHODS = {
     "traces": traces,
     "scorers": scorers,
     "answers": answers,
+    "tokenizers": tokenizers,
+    "domains": domains,
+    "subpopulations": subpopulations,
+    "weights": weights,
 }
 
-__all__ = ["METHODS", "answers", "bytes_", "keys", "layers", "models", "scorers", "swaps", "tokens", "traces"]
+__all__ = [
+    "METHODS",
+    "answers",
+    "bytes_",
+    "domains",
+    "keys",
+    "layers",
+    "models",
+    "scorers",
+    "subpopulations",
+    "swaps",
+    "tokenizers",
+    "tokens",
+    "traces",
+    "weights",
+]

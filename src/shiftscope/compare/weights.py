@@ -220,14 +220,14 @@ def _shift(
         for name, pair in names.items()
     }
     each = {
-        name: filters.drift(*pair, found, paired=drifting.shuffle == "paired", **settings)
+        name: filters.drift(pair[0], pair[1], found, paired=drifting.shuffle == "paired", **settings)
         for name, pair in here.items()
         if min(map(len, pair)) > 1
     }
     by_layer = None
     if aligned:
-        histograms = [np.stack([found.counts(pair[side]) for pair in here.values()]) for side in (0, 1)]
-        by_layer = filters.layer_drift(*histograms, found, **settings)
+        ours_LCB, theirs_LCB = (np.stack([found.counts(pair[side]) for pair in here.values()]) for side in (0, 1))
+        by_layer = filters.layer_drift(ours_LCB, theirs_LCB, found, **settings)
     counted = [
         {"name": side.name, "kernels": n, "counts": found.counts(code).tolist()}
         for side, code in zip((first, second), codes, strict=True)
@@ -285,7 +285,7 @@ def _summarised(
 def _table(first: Side, second: Side, shifts: Mapping[tuple[int, ...], Shift], drifting: Drifting) -> pa.Table:
     """One row per layer name: the health of both sides, and the drift where both have the layer."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    renamed = {}
+    renamed: dict[str, str] = {}
     for size in shifts:
         pairs, _ = _paired_layers(first.of(size), second.of(size))
         renamed |= {second.of(size)[j].name: name for name, (_, j) in pairs.items()}
@@ -332,12 +332,18 @@ def _figures(
         figures[f"drift{end}_excess_nats"] = Figure(drift.nats - mean, "nats", n, drift.nats - high, drift.nats - low)
         if mean > 0:
             figures[f"drift{end}_over_null"] = Figure(drift.nats / mean, "ratio", n)
-        figures[f"drift{end}_p"] = _p_figure(drift)
+        figures[f"drift{end}_p"] = _p_figure(drift.p, drift)
         figures[f"drift{end}_js_nats"] = Figure(drift.js_nats, "nats", n)
         figures[f"drift{end}_js_null_mean_nats"] = Figure(float(drift.js_null_S.mean()), "nats", len(null))
+        figures[f"drift{end}_js_p"] = _p_figure(drift.js_p, drift)
         if shift.by_layer is not None and len(shift.layers) > 1:
-            figures[f"drift{end}_layers_p"] = _p_figure(shift.by_layer)
+            figures[f"drift{end}_layers_p"] = _p_figure(shift.by_layer.p, shift.by_layer)
             least = filters.smallest_p(len(shift.layers), drifting.permutations)
+            if drift.p <= 0.05 < shift.by_layer.p and least <= 0.05:
+                notes.append(
+                    f"kernels of size {filters.size(size)} differ as single kernels (p = {drift.p:.2g}) but not with "
+                    f"whole layers as the unit (p = {shift.by_layer.p:.2g}): kernels of one layer are not independent"
+                )
             if least > 0.05:
                 notes.append(
                     f"with {len(shift.layers)} layers of size {filters.size(size)} the null that keeps layers whole "
@@ -367,10 +373,10 @@ def _figures(
     return figures, notes
 
 
-def _p_figure(drift: Drift) -> Figure:
+def _p_figure(p: float, drift: Drift) -> Figure:
     n = len(drift.null_S) + 1
-    low, high = statistics.wilson(round(drift.p * n), n)
-    return Figure(drift.p, "p", n, low, high)
+    low, high = statistics.wilson(round(p * n), n)
+    return Figure(p, "p", n, low, high)
 
 
 def _verdict(
@@ -442,7 +448,7 @@ def _panels(table: pa.Table, shifts: Mapping[tuple[int, ...], Shift]) -> list[Pa
                 series="what",
                 x_title="layer",
                 y_title="drift (nats)",
-            )  # fmt: skip
+            )
         )
     for size, shift in shifts.items():
         panels += _ridge_panels(filters.size(size), shift)
@@ -466,7 +472,7 @@ def _panels(table: pa.Table, shifts: Mapping[tuple[int, ...], Shift]) -> list[Pa
                 series="checkpoint",
                 x_title="relative depth",
                 y_title="entropy / threshold",
-            )  # fmt: skip
+            )
         )
     columns = ["layer", "kernel"]
     for role in SIDES:
