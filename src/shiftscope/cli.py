@@ -128,7 +128,7 @@ def option_type(annotation: Any) -> Any:
     if annotation in SCALARS or annotation is Path or typing.get_origin(annotation) is Literal:
         return annotation
     if typing.get_origin(annotation) in (tuple, list, Sequence):
-        return list[typing.get_args(annotation)[0]]  # type: ignore[misc]
+        return list[option_type(typing.get_args(annotation)[0])]  # type: ignore[misc]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         members = [member for member in typing.get_args(annotation) if member is not type(None)]
         optional = len(members) < len(typing.get_args(annotation))

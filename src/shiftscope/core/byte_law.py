@@ -37,6 +37,7 @@ ROWS = 128  # of one product with the unembedding
 FEW = 64  # tokens that are judged one by one, more of them as a whole row
 AHEAD = 32  # contexts whose laws are computed together while a text is read
 MOST_CONTEXTS = 20_000
+END = 256  # the outcome after all bytes
 
 
 class Node:
@@ -430,6 +431,17 @@ class ByteLaw:
         """The law of the next byte."""
         self.engine.prepare([context.node for context in self.contexts])
         return law_at(self.engine, self.contexts, self._text)
+
+
+def outcome(p_O: Array, uniform: float, temperature: float = 1.0) -> int:
+    """The drawn byte, or END, by inverse CDF; temperature 0 is the most probable one. p_O: of each byte, then the end."""
+    if temperature == 0:
+        return int(p_O.argmax())
+    with np.errstate(divide="ignore"):
+        logits = np.log(p_O) / temperature
+    cumulative = np.cumsum(np.exp(logits - logits.max()))
+    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    return min(place, int(np.flatnonzero(p_O).max()))
 
 
 def law_at(engine: Engine, contexts: Sequence[Context], text: bytes) -> Law:

@@ -135,7 +135,8 @@ class Scorer:
                 for row in range(0, stop - start, workspace.rows):
                     rows = slice(row, min(row + workspace.rows, stop - start))
                     where = slice(start + rows.start, start + rows.stop)
-                    block = workspace.laws(*(law[rows, :common] for law in logits), batch.token_N[where])
+                    base_RV, tuned_RV = (law[rows, :common] for law in logits)
+                    block = workspace.laws(base_RV, tuned_RV, batch.token_N[where])
                     self._check(block, batch, where, [law[rows] for law in logits], common)
                     yield where, block, workspace
 

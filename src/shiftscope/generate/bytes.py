@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from shiftscope.core import answers, byte_law, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.byte_law import ByteLaw, Engine, Law
+from shiftscope.core.byte_law import END, ByteLaw, Engine, Law
 from shiftscope.core.canonical import Stability, Support, stability
 from shiftscope.core.checkpoints import Checkpoint, opened
 from shiftscope.core.corpus import Text
@@ -31,7 +31,6 @@ from shiftscope.core.randomness import uniforms
 from shiftscope.core.result import Figure, Panel, Result
 
 LN2 = math.log(2)
-END = 256  # the outcome after all bytes
 ROWS = pa.schema(
     [
         ("text", pa.int32()), ("sample", pa.int32()), ("prompt", pa.string()), ("answer", pa.string()),
@@ -182,14 +181,7 @@ def _drawn(model: ByteModel, prefixes: Sequence[bytes], numbers: Sequence[int], 
 
 def choose(law: Law, uniform: float, temperature: float = 1.0) -> int:
     """The drawn byte, or END, by inverse CDF; temperature 0 is the most probable one."""
-    p = np.append(law.p, law.end)
-    if temperature == 0:
-        return int(p.argmax())
-    with np.errstate(divide="ignore"):
-        logits = np.log(p) / temperature
-    cumulative = np.cumsum(np.exp(logits - logits.max()))
-    place = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
-    return min(place, int(np.flatnonzero(p).max()))
+    return byte_law.outcome(np.append(law.p, law.end), uniform, temperature)
 
 
 def bytes_(
