@@ -9,6 +9,7 @@ from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
 from shiftscope.compare.scorers import scorers
+from shiftscope.compare.slices import slices
 from shiftscope.compare.subpopulations import subpopulations
 from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokenizers import tokenizers
@@ -28,6 +29,7 @@ METHODS = {
     "answers": answers,
     "tokenizers": tokenizers,
     "domains": domains,
+    "slices": slices,
     "subpopulations": subpopulations,
     "weights": weights,
 }
@@ -41,6 +43,7 @@ __all__ = [
     "layers",
     "models",
     "scorers",
+    "slices",
     "subpopulations",
     "swaps",
     "tokenizers",

@@ -1,0 +1,328 @@
+"""Slices: which named subsets a tagged collection has, how far any two lie apart, and which ones a model fails or fights on.
+
+Tags (objects of a scene, source, language, topic, patterns in the text) make slices class(context); slices that share items
+are linked; the graph gives communities and distances, ready train/test tasks from near to far, the worst slice of a
+measured model, and from recorded mini-batches which training slice helps or hurts which evaluation slice.
+
+Source: arXiv 2202.06523 (slices, graph, distance: section 3; tasks: section 4; training conflict: section 5.2).
+Deviation: distances are `commute` (root of the resistance distance); `--distance spectral5` gives the paper's. On scenes
+planted along a line the first ranks tasks by their accuracy and the second does not.
+Deviation: items of several named classes are taken out before the minimum size is asked, as in the published code, and
+slices without a connection are infinitely far apart, where that code prints a number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from shiftscope.core import answers, conflict, corpus, shifting, slice_scores, statistics, tagged
+from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.slice_maps import Graphing, Map, kept, mapped
+from shiftscope.core.slice_scores import Scores
+from shiftscope.core.slices import SliceTable, parsed
+from shiftscope.core.tagged import Tagging
+
+DRAWN = 60  # slices of a heat map, and classes that get one
+MAPS = 3
+
+
+@dataclass(frozen=True)
+class Tasking:
+    """Which tasks to make; none by default.
+
+    test: slices of one class to test on, while it trains on its other slices, near to far. anchor: slices of the other
+    class to train on (default: those in the tested contexts). levels: how many such tasks. majority, minority: two slices
+    each, of the same two classes, for tasks with few minority items. counts: minority items per class. seed: of the draws.
+    """
+
+    test: tuple[str, ...] = ()
+    anchor: tuple[str, ...] = ()
+    levels: int = 4
+    majority: tuple[str, ...] = ()
+    minority: tuple[str, ...] = ()
+    counts: tuple[int, ...] = shifting.MINORITY_COUNTS
+    seed: int = shifting.SEED
+
+    def __post_init__(self) -> None:
+        if self.levels < 1:
+            raise ValueError(f"levels is {self.levels}: it must be at least 1")
+        if bool(self.majority) != bool(self.minority):
+            raise ValueError("majority and minority go together: give two slices to each")
+        if self.anchor and not self.test:
+            raise ValueError("anchor is for tasks with test slices: give test as well")
+
+    def classes(self) -> list[str]:
+        """The classes that the named slices are of."""
+        return list(
+            dict.fromkeys(parsed(name)[0] for name in (*self.test, *self.anchor, *self.majority, *self.minority))
+        )
+
+
+def slices(
+    source: str | Path | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    classes: tuple[str, ...] = (),
+    tagging: Tagging = Tagging(),
+    graphing: Graphing = Graphing(),
+    tasking: Tasking = Tasking(),
+    outcomes: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    outcome: str = "correct",
+    lower_is_better: bool = False,
+    trained: tuple[str, ...] = (),
+    steps: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    steps_are_scores: bool = False,
+) -> Result:
+    """Make named slices of tagged items, and say how far they lie apart and where a model fails.
+
+    source: scene graphs (.json), slices (.pkl, or parquet with slice and id), or tagged records (.jsonl, .json, .parquet).
+    classes: only these; items of several of them are left out everywhere (default: every class, each for itself).
+    outcomes: jsonl or parquet with an id and a measured number per item: the worst slice is found.
+    outcome: its column: correct (0 or 1), a score, or a loss.
+    lower_is_better: the outcome is a loss.
+    trained: slices that the measured model was trained on: how fast does the outcome fall with the distance from them?
+    steps: jsonl or parquet with composition and change by slice for every training step: who helps or hurts whom?
+    steps_are_scores: the changes are of a score, not of a loss.
+    Returns a Result with one row per slice; its parts hold memberships, distances, tasks and the training conflict.
+    Raises ValueError, in one sentence, for repeated ids, items without tags, and tags that make no slice of the minimum size.
+    """
+    whole = tagged.read(source, tagging)
+    chosen = tuple(dict.fromkeys(classes or tasking.classes()))
+    table, ambiguous = kept(whole, chosen, graphing)
+    maps = {subject: mapped(table.only(names), graphing) for subject, names in table.classes().items()}
+    refused = {subject: one.refusal for subject, one in maps.items() if one.refusal}
+    if len(refused) == len(maps):
+        subject, reason = next(iter(refused.items()))
+        raise ValueError(
+            f"no class has {graphing.distance} distances; {subject}: {reason}; use commute, or keep more slices"
+        )
+    scores = None if outcomes is None else _scores(table, outcomes, outcome, tagging.id, not lower_is_better)
+    if trained and scores is None:
+        raise ValueError("trained says what a measured model was trained on: give its outcomes as well")
+    parts = [_memberships(table), _distances(maps, graphing)]
+    tasks = _tasks(table, maps, tasking, chosen)
+    parts += [shifting.summarise(table, tasks, "compare slices tasks")] if tasks else []
+    parts += (
+        []
+        if scores is None
+        else [
+            slice_scores.summarise(
+                scores, maps, trained, outcome, "compare slices outcomes", lower_is_better=lower_is_better
+            )
+        ]
+    )
+    parts += (
+        []
+        if steps is None
+        else [conflict.summarise(conflict.read(steps, higher_is_better=steps_are_scores), "compare slices conflict")]
+    )
+    settings = {
+        "classes": chosen, "tagging": asdict(tagging), "graphing": asdict(graphing), "tasking": asdict(tasking),
+        "outcomes": answers.identified(outcomes), "outcome": outcome, "lower_is_better": lower_is_better,
+        "trained": trained, "steps": answers.identified(steps), "steps_are_scores": steps_are_scores,
+    }  # fmt: skip
+    notes = [f"{subject} has no {graphing.distance} distances: {reason}" for subject, reason in refused.items()]
+    return _whole(whole, table, maps, ambiguous, scores, parts, notes, _provenance(source, whole, settings))
+
+
+# ---- parts ------------------------------------------------------------------------------------------------------------
+def _memberships(table: SliceTable) -> Result:
+    rows = table.arrow()
+    return Result("compare slices members", rows, {"memberships": Figure(len(rows), "count", len(table))})
+
+
+def _distances(maps: Mapping[str, Map], graphing: Graphing) -> Result:
+    columns: dict[str, list[Any]] = {name: [] for name in ("class", "first", "second", "overlap", "distance")}
+    for subject, one in maps.items():
+        first, second = np.triu_indices(len(one.groups), 1)
+        columns["class"] += [subject] * len(first)
+        columns["first"] += [one.labels[n] for n in first]
+        columns["second"] += [one.labels[n] for n in second]
+        columns["overlap"] += one.overlap_GG[first, second].tolist()
+        columns["distance"] += [None if np.isnan(d) else d for d in one.distance_GG[first, second].tolist()]
+    types = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64()]
+    table = pa.table(columns, schema=pa.schema(list(zip(columns, types, strict=True))))
+    known = np.array([d for d in columns["distance"] if d is not None])
+    figures = {"pairs": Figure(len(table), "count", len(maps))}
+    if len(known):
+        figures["unconnected_pairs_share"] = statistics.share_figure(int(np.isinf(known).sum()), len(known))
+    verdict = [_farthest(subject, one) for subject, one in maps.items()] if len(maps) <= MAPS else []
+    most = sorted(maps, key=lambda subject: -len(maps[subject].groups))[:MAPS]
+    panels = [_heat(subject, maps[subject], graphing.distance) for subject in most]
+    return Result("compare slices distances", table, figures, {}, [line for line in verdict if line], (), panels)
+
+
+def _farthest(subject: str, one: Map) -> str:
+    far_GG = np.where(np.isfinite(one.distance_GG), one.distance_GG, -1.0)
+    place = np.unravel_index(int(far_GG.argmax()), far_GG.shape)
+    if far_GG[place] <= 0:
+        return ""
+    first, second = (one.labels[int(n)] for n in place)
+    return f"{subject}: of all connected pairs, {first} and {second} lie farthest apart ({far_GG[place]:.3g})."
+
+
+def _heat(subject: str, one: Map, kind: str) -> Panel:
+    sizes = [len(one.table.union(group)) for group in one.groups]
+    community = dict(zip(one.table.names, one.community_S.tolist(), strict=True))
+    largest = sorted(range(len(sizes)), key=lambda n: -sizes[n])[:DRAWN]
+    shown = sorted(largest, key=lambda n: (community[one.groups[n][0]], one.labels[n]))
+    pairs = [(first, second) for first in shown for second in shown]
+    values = [float(one.distance_GG[pair]) for pair in pairs]
+    table = pa.table(
+        {
+            "first": [one.labels[first] for first, _ in pairs],
+            "second": [one.labels[second] for _, second in pairs],
+            "distance": pa.array([value if np.isfinite(value) else None for value in values], pa.float64()),
+        }
+    )
+    what = f"the {len(shown)} largest of {len(sizes)} slices" if len(shown) < len(sizes) else f"all {len(sizes)} slices"
+    return Panel(
+        f"How far apart: {subject}",
+        f"{kind} distance between {what}, ordered by community; empty cells are unconnected (infinitely far) or not defined.",
+        "heat", table, x="first", y="second", color="distance", x_title="slice", y_title="slice",
+    )  # fmt: skip
+
+
+def _tasks(table: SliceTable, maps: Mapping[str, Map], tasking: Tasking, classes: Sequence[str]) -> list[shifting.Task]:
+    found: list[shifting.Task] = []
+    if tasking.test:
+        table.check(tasking.test)
+        subject = parsed(tasking.test[0])[0]
+        if any(parsed(name)[0] != subject for name in tasking.test):
+            raise ValueError(f"the test slices {list(tasking.test)} are of several classes: give those of one")
+        one = maps[subject]
+        if one.refusal:
+            raise ValueError(f"{subject} has no spectral5 distances to rank tasks by: {one.refusal}")
+        anchor = tasking.anchor or _anchor(table, tasking.test, [name for name in classes if name != subject])
+        found += shifting.domain(
+            table,
+            one.groups,
+            one.distance_GG,
+            test=tasking.test,
+            anchor=anchor,
+            levels=tasking.levels,
+            seed=tasking.seed,
+        )
+    if tasking.majority:
+        found += shifting.subpopulation(table, tasking.majority, tasking.minority, tasking.counts, tasking.seed)
+    return found
+
+
+def _anchor(table: SliceTable, test: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The other class's slices in the tested contexts. Raises ValueError where there is no other class or no such slice."""
+    contexts = {parsed(name)[1] for name in test}
+    found = [name for name in table.names if parsed(name)[0] in others and parsed(name)[1] in contexts]
+    if len(others) != 1 or not found:
+        raise ValueError(
+            f"there is no one class with slices in {sorted(contexts)} to set against {list(test)}: name two classes, or anchor"
+        )
+    return found
+
+
+def _scores(table: SliceTable, source: Any, column: str, id_column: str, higher_is_better: bool) -> Scores:
+    ids, values = [], []
+    for number, record in enumerate(corpus.records(source)):
+        if (
+            not isinstance(record, Mapping)
+            or id_column not in record
+            or not isinstance(record.get(column), int | float)
+        ):
+            raise ValueError(
+                f"outcome {number + 1} has no {id_column!r} or no number {column!r}: give both for every item"
+            )
+        ids.append(str(record[id_column]))
+        values.append(float(record[column]))
+    return slice_scores.scored(
+        table, ids, values, unit="share" if column == "correct" else column, higher_is_better=higher_is_better
+    )
+
+
+# ---- the whole --------------------------------------------------------------------------------------------------------
+def _whole(
+    whole: SliceTable,
+    table: SliceTable,
+    maps: Mapping[str, Map],
+    ambiguous: int,
+    scores: Scores | None,
+    parts: Sequence[Result],
+    notes: list[str],
+    provenance: Mapping[str, Any],
+) -> Result:
+    rows = _rows(maps, scores)
+    inside, per_class = len(table.union(table.names)), [len(one.table) for one in maps.values()]
+    split = [subject for subject, one in maps.items() if one.component_S.max(initial=0) > 0]
+    figures = {
+        "items": Figure(len(whole.ids), "count", len(whole.ids)),
+        "slices": Figure(len(table), "count", len(whole)),
+        "classes": Figure(len(maps), "count", len(whole.classes())),
+        "slices_per_class": statistics.mean_figure(per_class, unit="count"),
+        "communities": Figure(sum(int(one.community_S.max()) + 1 for one in maps.values()), "count", len(table)),
+        "items_in_a_slice_share": statistics.share_figure(inside, len(whole.ids)),
+        "disconnected_classes_share": statistics.share_figure(len(split), len(maps)),
+    }
+    if ambiguous:
+        figures["ambiguous_items"] = Figure(ambiguous, "count", len(whole.ids))
+        notes.append(f"{ambiguous} items are of several of the named classes and were left out everywhere")
+    verdict = [
+        f"{len(table)} of {len(whole)} slices are large enough, in {len(maps)} classes; they hold {inside} of "
+        f"{len(whole.ids)} items."
+    ]
+    if split:
+        listed = ", ".join(split[:5]) + (" and others" if len(split) > 5 else "")
+        verdict.append(f"{len(split)} classes fall into unconnected parts, infinitely far from each other: {listed}.")
+    verdict += [part.verdict[0] for part in parts if part.verdict and part.method.endswith(("outcomes", "conflict"))]
+    largest = rows.sort_by([("items", "descending"), ("slice", "ascending")])
+    caption = f"The {min(200, len(rows))} largest slices, each with its nearest one; all are in the table."
+    panels = [Panel("Slices", caption, "table", largest.slice(0, 200))]
+    return Result("compare slices", rows, figures, provenance, verdict, notes, panels, parts)
+
+
+def _rows(maps: Mapping[str, Map], scores: Scores | None) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    for subject, one in maps.items():
+        group_of = {name: place for place, group in enumerate(one.groups) for name in group}
+        for number, name in enumerate(one.table.names):
+            far_G = one.distance_GG[group_of[name]].copy()
+            far_G[group_of[name]] = np.inf
+            far_G[np.isnan(far_G)] = np.inf
+            nearest = int(far_G.argmin())
+            linked = bool(np.isfinite(far_G[nearest]))
+            row = {
+                "class": subject,
+                "context": parsed(name)[1],
+                "slice": name,
+                "items": len(one.table.members[name]),
+                "community": int(one.community_S[number]),
+                "component": int(one.component_S[number]),
+                "links": int((one.weight_SS[number] > 0).sum()),
+                "nearest": one.labels[nearest] if linked else None,
+                "nearest_distance": float(far_G[nearest]) if linked else None,
+            }
+            if scores is not None:
+                figure = scores.slices.get(name)
+                row |= {
+                    "outcome": None if figure is None else float(figure.value),
+                    "measured": 0 if figure is None else figure.n,
+                }
+            rows.append(row)
+    return pa.Table.from_pylist(rows)
+
+
+def _provenance(source: Any, whole: SliceTable, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(source, str | Path):
+        named: Any = answers.identified(source)
+    else:
+        digest = hashlib.sha256("\0".join([*whole.ids, *whole.names]).encode())
+        for items in whole.members.values():
+            digest.update(np.ascontiguousarray(items).tobytes())
+        named = {"items": len(whole.ids), "slices": len(whole), "sha256": digest.hexdigest()}
+    packages = {name: version(name) for name in ("networkx", "numpy", "scipy", "shiftscope")}
+    return {"source": named, "settings": dict(settings), "versions": {"python": platform.python_version(), **packages}}
