@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from shiftscope.compare.answers import answers
 from shiftscope.compare.bytes import bytes_
+from shiftscope.compare.corpora import corpora
 from shiftscope.compare.domains import domains
+from shiftscope.compare.examples import examples
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
@@ -28,6 +30,8 @@ METHODS = {
     "scorers": scorers,
     "answers": answers,
     "tokenizers": tokenizers,
+    "corpora": corpora,
+    "examples": examples,
     "domains": domains,
     "slices": slices,
     "subpopulations": subpopulations,
@@ -38,7 +42,9 @@ __all__ = [
     "METHODS",
     "answers",
     "bytes_",
+    "corpora",
     "domains",
+    "examples",
     "keys",
     "layers",
     "models",

@@ -93,7 +93,9 @@ def _float(quantity: float, digits: int = 4) -> str:
 
 def pair(result: Result) -> list[str]:
     """The names of the models a result is about, base first, from its provenance or its parts'; empty when unknown."""
-    names = [_name(result.provenance[side]) for side in ("base", "tuned", "model") if result.provenance.get(side)]
+    names = [
+        _name(result.provenance[side]) for side in ("base", "tuned", "model", "a", "b") if result.provenance.get(side)
+    ]
     if names or not result.parts:
         return names
     return pair(result.parts[0])
