@@ -250,9 +250,7 @@ def test_an_interrupted_run_goes_on_from_its_last_saved_state_and_ends_where_a_w
     )  # fmt: skip
     assert updates == list(range(9, 17))  # two rollouts of four updates were saved
     assert resumed.table.num_rows == whole.table.num_rows == 16
-    weights = [
-        checkpoints.load(str(tmp_path / name / "checkpoint")).model.state_dict() for name in ("whole", "broken")
-    ]
+    weights = [checkpoints.load(str(tmp_path / name / "checkpoint")).model.state_dict() for name in ("whole", "broken")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 

@@ -24,7 +24,9 @@ def asked_about(question):
 
 
 def reply(scores):
-    return "```json\n" + json.dumps({name: {"reason": "so", "score": score} for name, score in scores.items()}) + "\n```"
+    return (
+        "```json\n" + json.dumps({name: {"reason": "so", "score": score} for name, score in scores.items()}) + "\n```"
+    )
 
 
 def by_words(question):
@@ -110,10 +112,15 @@ def test_two_files_are_compared_prompt_by_prompt():
     found = answers(SHORT, LONG, judge=by_words)
     assert found["helpfulness_b_minus_a"] == pytest.approx(np.mean([2, 2, 3]))
     assert found["helpfulness_b_better_share"] == 1
-    assert found["helpfulness_p_value"] == pytest.approx(2 / 2**3)  # all signs alike: the smallest that three pairs give
+    assert found["helpfulness_p_value"] == pytest.approx(
+        2 / 2**3
+    )  # all signs alike: the smallest that three pairs give
     assert found["answer_words_b"] == 4
     assert "No difference beyond chance" in found.verdict[0]
-    many = [answers(records(*[text] * 40), records(*[other] * 40), judge=by_words) for text, other in (("a", "a b"), ("a b", "a"))]
+    many = [
+        answers(records(*[text] * 40), records(*[other] * 40), judge=by_words)
+        for text, other in (("a", "a b"), ("a b", "a"))
+    ]
     assert many[0].verdict[0].startswith("B is better in helpfulness (by 1 points)")
     assert many[1].verdict[0].startswith("A is better in helpfulness")
 
@@ -145,9 +152,13 @@ def test_a_pair_with_a_score_on_one_side_only_is_left_out_of_the_difference():
 @pytest.mark.parametrize("n", [5, 200])
 def test_the_sign_flip_test_is_that_of_scipy(n):
     gaps = np.random.default_rng(n).normal(0.12, 1, n)
-    expected = permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0))
+    expected = permutation_test(
+        (gaps,), np.mean, permutation_type="samples", n_resamples=20_000, rng=np.random.default_rng(0)
+    )
     found = sign_flip_p_value(gaps, np.arange(n), permutations=20_000, seed=0)
-    assert found == pytest.approx(expected.pvalue, abs=1e-9 if n == 5 else 0.015)  # four standard errors of 20 000 draws
+    assert found == pytest.approx(
+        expected.pvalue, abs=1e-9 if n == 5 else 0.015
+    )  # four standard errors of 20 000 draws
 
 
 def test_samples_of_one_prompt_are_no_independent_evidence():
@@ -279,7 +290,9 @@ def test_bad_files_are_a_sentence(a, b, sentence):
 
 
 def test_aspects_are_chosen_from_the_regular_ones():
-    assert set(answers(SHORT, judge=by_words, judging=Judging(aspects=("depth",))).table["aspect"].to_pylist()) == {"depth"}
+    assert set(answers(SHORT, judge=by_words, judging=Judging(aspects=("depth",))).table["aspect"].to_pylist()) == {
+        "depth"
+    }
     for aspects in ((), ("safety",), ("depth", "depth")):
         with pytest.raises(ValueError, match="choose from helpfulness"):
             Judging(aspects=aspects)

@@ -19,7 +19,10 @@ PROSE = [
     {"prompt": "Create a new list.", "answer": " The list has all elements of the iterable in the same order."},
 ]
 CODE = [
-    {"prompt": "    def __init__(se", "answer": "lf, name=None):\n        self.name = name\n        self.value = None\n"},
+    {
+        "prompt": "    def __init__(se",
+        "answer": "lf, name=None):\n        self.name = name\n        self.value = None\n",
+    },
     {"prompt": "import os\n", "answer": "import sys\n\n\ndef main(args):\n    for arg in args:\n        print(arg)\n"},
 ]
 
@@ -36,7 +39,10 @@ def stranger():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=297, show_progress=False, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=297,
+        show_progress=False,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator([text["answer"] for text in PROSE + CODE], trainer)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", bos_token="<end>")
@@ -70,7 +76,9 @@ def test_every_number_equals_the_plain_computation_on_both_byte_laws(docs, prose
     np.testing.assert_allclose(
         rows["kl_tuned_base_nats"].to_numpy(), divergence.kl_nats(*laws[::-1]).numpy(), atol=1e-4
     )
-    np.testing.assert_allclose(rows["entropy_base_nats"].to_numpy(), divergence.entropy_nats(laws[0]).numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        rows["entropy_base_nats"].to_numpy(), divergence.entropy_nats(laws[0]).numpy(), atol=1e-4
+    )
 
 
 def test_the_bytes_of_an_answer_add_up_to_its_probability(docs):
@@ -91,7 +99,9 @@ def test_going_on_with_source_code_made_code_cheaper_and_left_documentation_wher
 
     def passages(texts, at):
         long = [text for text in texts if len(text) > at + 200 and text.isascii()]
-        return [{"prompt": text[at : at + 51], "answer": text[at + 51 : at + 171]} for text in long[:: len(long) // 8][:8]]
+        return [
+            {"prompt": text[at : at + 51], "answer": text[at + 51 : at + 171]} for text in long[:: len(long) // 8][:8]
+        ]
 
     prose, code = (
         bytes_(*docs, texts=passages(texts, at), support="unmasked").all_figures()["nats_per_byte_gain"]
@@ -109,7 +119,9 @@ def test_models_of_different_tokenizers_are_compared_on_the_same_bytes(docs, str
     np.testing.assert_allclose(
         result.table["kl_base_tuned_nats"].to_numpy(), back.table["kl_tuned_base_nats"].to_numpy(), atol=1e-3
     )
-    assert result["nats_per_byte_base"] < 3 < result["nats_per_byte_tuned"]  # a random model knows nothing: ln 257 is 5.5
+    assert (
+        result["nats_per_byte_base"] < 3 < result["nats_per_byte_tuned"]
+    )  # a random model knows nothing: ln 257 is 5.5
     assert result["non_canonical_share_tuned"] >= 0
 
 

@@ -46,7 +46,9 @@ def chain():
         letters.append(int(generator.choice(3, p=step[letters[-1]])))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.decoder = decoders.Fuse()
-    trainer = trainers.BpeTrainer(vocab_size=24, show_progress=False, special_tokens=["<end>"], initial_alphabet=list("abc"))
+    trainer = trainers.BpeTrainer(
+        vocab_size=24, show_progress=False, special_tokens=["<end>"], initial_alphabet=list("abc")
+    )
     tokenizer.train_from_iterator(["".join("abc"[i] for i in letters)], trainer)
     tokens = token_bytes.read(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>"))
     rules = canonical.validity(tokens)
@@ -390,7 +392,9 @@ def test_places_of_forgotten_texts_are_given_back(base):
         ByteLaw(engine, PROSE[start : start + 90].encode()).law()
     assert len(engine.tree._slots) < 600
     kept = ByteLaw(engine, PROSE[:90].encode()).law()
-    np.testing.assert_allclose(kept.p, ByteLaw(byte_law.engine_of(base, "unmasked"), PROSE[:90].encode()).law().p, atol=2e-5)
+    np.testing.assert_allclose(
+        kept.p, ByteLaw(byte_law.engine_of(base, "unmasked"), PROSE[:90].encode()).law().p, atol=2e-5
+    )
 
 
 def test_what_cannot_be_is_refused_in_a_sentence(engine, base):

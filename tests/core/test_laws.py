@@ -19,7 +19,9 @@ needs_compiler = pytest.mark.skipif(not laws.compiler_available(), reason="the c
 both = pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=needs_compiler)], ids=["eager", "compiled"])
 
 
-def pair(seed: int, rows: int, vocabulary: int, noise: float = 0.3, spread: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(
+    seed: int, rows: int, vocabulary: int, noise: float = 0.3, spread: float = 3.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Two logit blocks, float32, that differ by noise."""
     generator = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(rows, vocabulary, generator=generator)
@@ -62,7 +64,9 @@ def test_every_statistic_is_the_exact_one_within_float32(vocabulary, noise, comp
     found, reference = measured(*logits, compiled), exact(*logits)
     assert tuple(found) == DIVERGENCES
     error = (found["js_nats"].double() - reference["js_nats"]).abs()
-    assert (error <= (1e-6 * reference["js_nats"]).clamp(min=1e-7)).all()  # 1e-7 up to 0.1 nats, then float32's own step
+    assert (
+        error <= (1e-6 * reference["js_nats"]).clamp(min=1e-7)
+    ).all()  # 1e-7 up to 0.1 nats, then float32's own step
     assert (error <= 0.01 * reference["js_nats"].clamp(min=1e-6)).all()
     for name in ("kl_pq_nats", "kl_qp_nats"):
         assert torch.allclose(found[name].double(), reference[name], rtol=1e-4, atol=3e-6), name
@@ -111,7 +115,12 @@ def test_bounds_symmetry_and_indifference_to_the_order_of_the_vocabulary(compile
     assert all(values.isfinite().all() and (values >= 0).all() for values in found.values())
     assert (found["js_nats"] <= divergence.LN2).all()
     assert (found["tv"] <= 1).all()
-    for name, other in (("js_nats", "js_nats"), ("tv", "tv"), ("kl_pq_nats", "kl_qp_nats"), ("entropy_p_nats", "entropy_q_nats")):
+    for name, other in (
+        ("js_nats", "js_nats"),
+        ("tv", "tv"),
+        ("kl_pq_nats", "kl_qp_nats"),
+        ("entropy_p_nats", "entropy_q_nats"),
+    ):
         assert torch.allclose(found[name], swapped[other], rtol=1e-4, atol=1e-6), name
     order = torch.randperm(301, generator=torch.Generator().manual_seed(seed))
     permuted = measured(logits_p[:, order], logits_q[:, order], compiled)

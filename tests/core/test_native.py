@@ -27,7 +27,9 @@ def fresh_kernel():
 def failing(tmp_path):
     """A compiler that only complains."""
     command = tmp_path / "cc"
-    command.write_text("#!/bin/sh\necho 'laws.c: In function row' >&2\necho 'laws.c:1: error: no such target' >&2\nexit 1\n")
+    command.write_text(
+        "#!/bin/sh\necho 'laws.c: In function row' >&2\necho 'laws.c:1: error: no such target' >&2\nexit 1\n"
+    )
     command.chmod(command.stat().st_mode | stat.S_IXUSR)
     return str(command)
 
@@ -65,7 +67,9 @@ def test_the_cache_follows_xdg(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("obstacle", ["no compiler", "failing compiler", "cache is a file"])
-def test_without_a_kernel_the_eager_statistics_run_and_a_note_says_so(monkeypatch, tmp_path, failing, obstacle, fresh_kernel):
+def test_without_a_kernel_the_eager_statistics_run_and_a_note_says_so(
+    monkeypatch, tmp_path, failing, obstacle, fresh_kernel
+):
     cache = tmp_path / "cache"
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     if obstacle == "no compiler":

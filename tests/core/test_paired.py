@@ -197,7 +197,9 @@ def padded(checkpoint: Checkpoint, extra: int, logit: float) -> Checkpoint:
     with torch.no_grad():
         unembedding.weight.copy_(torch.cat([checkpoint.model.lm_head.weight, rows]))
         unembedding.bias.copy_(torch.cat([torch.zeros(V), torch.full((extra,), logit)]))
-        model.model.embed_tokens.weight = torch.nn.Parameter(torch.cat([checkpoint.model.model.embed_tokens.weight, rows]))
+        model.model.embed_tokens.weight = torch.nn.Parameter(
+            torch.cat([checkpoint.model.model.embed_tokens.weight, rows])
+        )
     model.lm_head = unembedding
     return Checkpoint(f"{checkpoint.name}-padded", model, None, Head(model))
 
@@ -266,7 +268,9 @@ def test_a_planted_rank_is_found(base, planted):
 def test_states_are_those_at_the_answer_tokens(base, tuned):
     items = texts(3)
     batch = Scorer(base, tuned).batch(items, states=True)
-    alone = [base.model(torch.tensor([[*i.base_context, *i.answer]]), output_hidden_states=True).hidden_states for i in items]
+    alone = [
+        base.model(torch.tensor([[*i.base_context, *i.answer]]), output_hidden_states=True).hidden_states for i in items
+    ]
     for level in range(2):  # the last of the library's states has the final norm applied
         expected = torch.cat([states[level][0, len(i.base_context) :] for states, i in zip(alone, items, strict=True)])
         assert torch.allclose(batch.base.states[level], expected, atol=1e-5)
@@ -324,7 +328,10 @@ def test_shards_of_a_pass_merge_to_the_whole(base, tuned, tmp_path):
         (PairedText(4, (1,), (1,), ()), r"text 4 has an empty answer"),
         (PairedText(4, (), (1,), (2,)), r"text 4 has an empty context for llama-0"),
         (PairedText(4, (1,), (), (2,)), r"text 4 has an empty context for tuned"),
-        (PairedText(4, (1,), (1,) * 50, (2,) * 20), r"text 4 has 50 context and 20 answer tokens, 70 in all, but tuned reads at most 64"),
+        (
+            PairedText(4, (1,), (1,) * 50, (2,) * 20),
+            r"text 4 has 50 context and 20 answer tokens, 70 in all, but tuned reads at most 64",
+        ),
     ],
 )
 def test_a_text_that_cannot_be_scored_is_refused_before_anything_runs(base, tuned, item, sentence):

@@ -22,7 +22,10 @@ def work(done: list[int], stop_at: int | None = None):
         if item == stop_at:
             raise Interrupted
         done.append(item)
-        return {"rows": pa.table({"item": [item, item], "square": [item**2, item**2]}), "other": pa.table({"item": [item]})}
+        return {
+            "rows": pa.table({"item": [item, item], "square": [item**2, item**2]}),
+            "other": pa.table({"item": [item]}),
+        }
 
     return measure
 

@@ -16,9 +16,7 @@ TEXT = (
 )
 CORPUS = [TEXT, TEXT.replace("value", "name"), "The quick brown fox isn't over the lazy dogs, 2024-01-31.\n" * 3]
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
@@ -35,7 +33,10 @@ def byte_level(rule):
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, show_progress=False, special_tokens=["<end>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=420,
+        show_progress=False,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     return tokenizer
@@ -203,7 +204,9 @@ def test_a_byte_token_never_spells_a_character_that_has_a_piece():
     tokens = token_bytes.read(wrapped(sentencepiece_bpe()))
     rules = canonical.validity(tokens)
     first = rules.step(rules.start, tokens.encode("a")[0])
-    byte = {int(piece[3:5], 16): token for piece, token in tokens.backend.get_vocab().items() if piece.startswith("<0x")}
+    byte = {
+        int(piece[3:5], 16): token for piece, token in tokens.backend.get_vocab().items() if piece.startswith("<0x")
+    }
     assert rules.step(first, byte[ord("e")]) is None
     opened = rules.step(first, byte[0xC3])
     assert opened is not None

@@ -149,7 +149,11 @@ def test_a_conversation_is_answered_turn_by_turn_each_after_what_was_said(base, 
     assert rows[1]["context_tokens"] == len(context)
     saved = [json.loads(line) for line in writing.jsonl.read_text().splitlines()]
     assert [record["id"] for record in saved] == ["x.0", "x.1"]
-    assert [message["content"] for message in saved[1]["messages"]] == [messages[0]["content"], said[0], messages[1]["content"]]
+    assert [message["content"] for message in saved[1]["messages"]] == [
+        messages[0]["content"],
+        said[0],
+        messages[1]["content"],
+    ]
     assert [text.answer for text in corpus.read(writing.jsonl)] == said
 
 
@@ -168,7 +172,10 @@ def test_batches_shards_and_an_interruption_change_no_answer(base, tmp_path):
     settings = {"prompts": prompts, "writing": Writing(context=file)}
     settings["sampling"] = Sampling(temperature=1.5, samples=3, max_new_tokens=12)
     whole = urial(base, **settings)
-    assert whole.table["answer"].to_pylist() == urial(base, **settings, loading=Loading(batch_size=3)).table["answer"].to_pylist()
+    assert (
+        whole.table["answer"].to_pylist()
+        == urial(base, **settings, loading=Loading(batch_size=3)).table["answer"].to_pylist()
+    )
     assert len(set(whole.table["answer"].to_pylist())) > len(prompts)
 
     def breaks(stage, done, total):
@@ -185,7 +192,9 @@ def test_batches_shards_and_an_interruption_change_no_answer(base, tmp_path):
 def test_a_later_turn_that_finds_no_room_is_counted_not_lost(base, tmp_path):
     file, _ = prompt_file(tmp_path, [styles.ALIGNED] * 3, 3)
     messages = [{"role": "user", "content": styles.prompt("Teddy")}] * 6
-    found = urial(base, prompts=[{"messages": messages}, {"prompt": styles.prompt("Ivy")}], writing=Writing(context=file))
+    found = urial(
+        base, prompts=[{"messages": messages}, {"prompt": styles.prompt("Ivy")}], writing=Writing(context=file)
+    )
     ended = [row["ended"] for row in found.table.to_pylist()]
     assert ended.count("no room") >= 2
     assert ended[-1] == "end"
@@ -219,9 +228,15 @@ def test_white_space_at_the_ends_is_left_out_however_it_is_cut():
         ({"prompts": [{"prompt": "x " * 200}], "writing": "short"}, "record 0 and the prompt have"),
         ({"question": "x"}, "the prompt safer has .* tokens and styles-base reads at most 96"),
         ({"question": "x", "writing": "missing.txt"}, "is no prompt: give helpful or safer"),
-        ({"prompts": [{"messages": [{"role": "assistant", "content": "x"}]}], "writing": "short"}, "cannot stand there"),
         (
-            {"prompts": [{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant")]}], "writing": "short"},
+            {"prompts": [{"messages": [{"role": "assistant", "content": "x"}]}], "writing": "short"},
+            "cannot stand there",
+        ),
+        (
+            {
+                "prompts": [{"messages": [{"role": r, "content": "x"} for r in ("user", "assistant")]}],
+                "writing": "short",
+            },
             "ends with an answer",
         ),
     ],

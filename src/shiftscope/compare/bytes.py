@@ -167,7 +167,9 @@ def summarise(table: pa.Table, *, provenance: Mapping[str, Any] | None = None) -
     for name in MEANS:
         infinite = int(np.isinf(column[name]).sum())
         if infinite:
-            notes.append(f"{name} is infinite at {infinite} of {len(js)} bytes (one model excludes a byte): it is left out")
+            notes.append(
+                f"{name} is infinite at {infinite} of {len(js)} bytes (one model excludes a byte): it is left out"
+            )
         else:
             unit = "share" if name == "tv" else "nats/byte"
             figures["tv_mean" if name == "tv" else name] = statistics.mean_figure(column[name], texts, unit=unit)
@@ -176,7 +178,9 @@ def summarise(table: pa.Table, *, provenance: Mapping[str, Any] | None = None) -
         if np.isfinite(cost).all():
             figures[f"nats_per_byte_{side}"] = statistics.mean_figure(cost, texts, unit="nats/byte")
         else:
-            notes.append(f"the {side} excludes {int(np.isinf(cost).sum())} bytes of the texts: its nats per byte are left out")
+            notes.append(
+                f"the {side} excludes {int(np.isinf(cost).sum())} bytes of the texts: its nats per byte are left out"
+            )
         figures[f"non_canonical_share_{side}"] = statistics.mean_figure(column[f"lost_{side}"], texts, unit="share")
     if {"nats_per_byte_base", "nats_per_byte_tuned"} <= figures.keys():
         gain = column["logp_tuned_nats"] - column["logp_base_nats"]
@@ -234,7 +238,9 @@ def _curve(place: NDArray[Any], values: NDArray[Any], texts: NDArray[Any]) -> li
         if chosen.any():
             figure = statistics.mean_figure(values[chosen], texts[chosen], unit="nats/byte", samples=400)
             low, high = figure.low, figure.high
-            rows.append({"place": float(here), "nats": float(figure.value), "low": float(low or 0), "high": float(high or 0)})
+            rows.append(
+                {"place": float(here), "nats": float(figure.value), "low": float(low or 0), "high": float(high or 0)}
+            )
     return rows
 
 

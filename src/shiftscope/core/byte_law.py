@@ -43,7 +43,18 @@ END = 256  # the outcome after all bytes
 class Node:
     """A token sequence: its parent and its last token. hidden: the final state that predicts what follows it."""
 
-    __slots__ = ("__weakref__", "ancestors", "children", "depth", "hidden", "masses", "opens", "parent", "slot", "token")
+    __slots__ = (
+        "__weakref__",
+        "ancestors",
+        "children",
+        "depth",
+        "hidden",
+        "masses",
+        "opens",
+        "parent",
+        "slot",
+        "token",
+    )
 
     def __init__(self, parent: Node | None, token: int) -> None:
         self.parent, self.token = parent, token
@@ -352,7 +363,9 @@ class ByteLaw:
 
     def _check(self) -> None:
         if not self.contexts:
-            raise ValueError(f"no token of the vocabulary continues the text at byte {len(self.text)}: {self.text[-20:]!r}")
+            raise ValueError(
+                f"no token of the vocabulary continues the text at byte {len(self.text)}: {self.text[-20:]!r}"
+            )
 
     def push(self, byte: int) -> None:
         """Append one byte. Its new context is computed when a law is asked for (together with those of other texts)."""
@@ -374,7 +387,9 @@ class ByteLaw:
         if not self.contexts:
             before, self._text = self._past, self._text[:-1]
             self.contexts = before.pop() if before else []
-            raise ValueError(f"byte {byte:#04x} cannot follow {self.text[-20:]!r}: no token of the vocabulary spells it")
+            raise ValueError(
+                f"byte {byte:#04x} cannot follow {self.text[-20:]!r}: no token of the vocabulary spells it"
+            )
 
     def _ending(self, context: Context) -> list[tuple[int, State, float]]:
         """Tokens that lead from a context exactly to the end of the text."""
@@ -516,7 +531,9 @@ def planted(engine: Engine, seeds: Sequence[_Seed]) -> tuple[dict[int, Node], li
             chain.append(step)
             step = step.parent
         for each in reversed(chain):
-            nodes[id(each)] = engine.tree.root if each.parent is None else engine.tree.child(nodes[id(each.parent)], each.token)
+            nodes[id(each)] = (
+                engine.tree.root if each.parent is None else engine.tree.child(nodes[id(each.parent)], each.token)
+            )
             order.append(each)
         return nodes[id(seed)]
 
@@ -535,9 +552,7 @@ def placed(engine: Engine, seeds: Sequence[_Seed]) -> list[Context]:
     for seed in order:
         logp[id(seed)] = 0.0 if seed.parent is None else logp[id(seed.parent)] + next(values)
     return [
-        Context(seed.start, nodes[id(seed)], seed.state, logp[id(seed)])
-        for seed in seeds
-        if logp[id(seed)] > -math.inf
+        Context(seed.start, nodes[id(seed)], seed.state, logp[id(seed)]) for seed in seeds if logp[id(seed)] > -math.inf
     ]
 
 

@@ -30,7 +30,26 @@ from shiftscope.core.token_bytes import MARK, TokenBytes, complete, step_types
 Mask = NDArray[np.bool_]
 State = Any  # hashable; made by a Validity, meant for it alone
 Support = Literal["canonical", "unmasked", "all"]
-WITNESSES = ("", "a", "A", " ", " a", "\n", "\na", "1", "11", ".", ".a", "s", "re", "'s", "\u4e2d", " \n", "\u0301", "/")
+WITNESSES = (
+    "",
+    "a",
+    "A",
+    " ",
+    " a",
+    "\n",
+    "\na",
+    "1",
+    "11",
+    ".",
+    ".a",
+    "s",
+    "re",
+    "'s",
+    "\u4e2d",
+    " \n",
+    "\u0301",
+    "/",
+)
 CLASS_OF = {
     "Ll": "\u00e9", "Lu": "\u00c9", "Lt": "\u01c5", "Lm": "\u02b0", "Lo": "\u0627", "Mn": "\u0301", "Mc": "\u0903",
     "Me": "\u0488", "Nd": "\u0663", "Nl": "\u2167", "No": "\u00b2",
@@ -116,7 +135,9 @@ class Merges:
             self._right[token] = spines[1]
             for symbol, until in spines[0]:
                 left.setdefault(symbol, []).append((token, until))
-        self._left = {symbol: tuple(np.array(column) for column in zip(*rows, strict=True)) for symbol, rows in left.items()}
+        self._left = {
+            symbol: tuple(np.array(column) for column in zip(*rows, strict=True)) for symbol, rows in left.items()
+        }
         self._following: dict[str, list[tuple[str, int]]] = {}
         for (first, second), rank in self._rank.items():
             self._following.setdefault(first, []).append((second, rank))
@@ -191,7 +212,9 @@ class MergeValidity:
         self.tokens, self.merges = tokens, Merges(tokens)
         spec = json.loads(tokens.plain.to_str())
         self._normalizer = tokens.plain.normalizer
-        cutting = [name for name in step_types(spec, "pre_tokenizer") if name not in ("Sequence", "ByteLevel", "Metaspace")]
+        cutting = [
+            name for name in step_types(spec, "pre_tokenizer") if name not in ("Sequence", "ByteLevel", "Metaspace")
+        ]
         step = json.dumps(spec.get("pre_tokenizer"))
         splits = bool(cutting) or '"use_regex": true' in step or '"split": true' in step
         self._cutter = tokens.plain.pre_tokenizer if splits else None

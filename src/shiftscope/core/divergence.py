@@ -135,9 +135,7 @@ def js_lower_bound_nats(logp_BK: Tensor, logq_BK: Tensor) -> Tensor:
     return js_nats(with_tail(logp_BK), with_tail(logq_BK))
 
 
-def js_lower_bound_of_lists_nats(
-    ids_p_BK: Tensor, logp_BK: Tensor, ids_q_BK: Tensor, logq_BK: Tensor
-) -> Tensor:
+def js_lower_bound_of_lists_nats(ids_p_BK: Tensor, logp_BK: Tensor, ids_q_BK: Tensor, logq_BK: Tensor) -> Tensor:
     """The same bound from two top-k lists with different ids: tokens in both lists, and one bucket for all others."""
     same = ids_p_BK[..., :, None] == ids_q_BK[..., None, :]
     logq_at_p = torch.where(same, logq_BK[..., None, :], -math.inf).amax(-1)
@@ -155,9 +153,7 @@ def truncate_top_p(logp_BV: Tensor, top_p: float) -> Tensor:
     return torch.full_like(logp_BV, -math.inf).scatter(-1, ids, kept)
 
 
-def common_log_softmax(
-    logits_p_BV: Tensor, logits_q_BV: Tensor, tolerance: float = 1e-3
-) -> tuple[Tensor, Tensor]:
+def common_log_softmax(logits_p_BV: Tensor, logits_q_BV: Tensor, tolerance: float = 1e-3) -> tuple[Tensor, Tensor]:
     """float32 (or float64) log-laws of two models on their common ids, when one vocabulary is padded longer.
 
     Raises ValueError where the ids that only one model has hold more than `tolerance` of its mass.

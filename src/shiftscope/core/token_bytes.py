@@ -191,7 +191,9 @@ def _speller(spec: dict[str, Any]) -> Any:
     if model["type"] == "WordLevel" and not steps:
         return lambda piece: b" " + piece.encode()
     if model["type"] not in ("BPE", "Unigram", "WordLevel"):
-        raise ValueError(f"a tokenizer of type {model['type']} is not known: BPE, Unigram, WordPiece or WordLevel is needed")
+        raise ValueError(
+            f"a tokenizer of type {model['type']} is not known: BPE, Unigram, WordPiece or WordLevel is needed"
+        )
     hexadecimal = {f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)} if model.get("byte_fallback") else {}
     marked = bool({"Metaspace", "Replace"} & set(steps))
     return lambda piece: hexadecimal.get(piece) or (piece.replace(MARK, " ") if marked else piece).encode()
@@ -212,7 +214,9 @@ def _without_lead(spec: dict[str, Any]) -> Tokenizer:
     """The same tokenizer that puts nothing in front of a text, adds no special token and reads none."""
     from tokenizers import Tokenizer
 
-    blanks_go = any(name.startswith("Whitespace") for name in step_types(spec, "pre_tokenizer"))  # each word gets its own mark
+    blanks_go = any(
+        name.startswith("Whitespace") for name in step_types(spec, "pre_tokenizer")
+    )  # each word gets its own mark
 
     def edited(step: Any) -> Any:
         if isinstance(step, list):
