@@ -106,7 +106,7 @@ def test_a_pickle_that_asks_for_anything_else_is_refused_and_nothing_is_called(t
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("function", [eval, exec, getattr, __import__, print, Path, object])
+@pytest.mark.parametrize("function", [eval, exec, getattr, __import__, vars, Path, object])
 def test_no_function_of_the_language_is_reachable(tmp_path, function):
     with pytest.raises(ValueError, match="it asks for"):
         tagged.unpickled(pickled(tmp_path / "trap.pkl", Trap(function, "1"), 2))
