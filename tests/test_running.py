@@ -56,22 +56,26 @@ def test_an_out_that_cannot_be_written_is_found_before_anything_runs(shiftscope,
 
 
 def test_control_c_keeps_the_parts_and_resume_gives_the_same_result(shiftscope, tmp_path):
-    rows = [{"prompt": prompt["prompt"]} for prompt in sums.prompts(160, seed=3)]
+    rows = [{"prompt": prompt["prompt"]} for prompt in sums.prompts(200, seed=3)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [sys.executable, "-m", "shiftscope", "compare", "tokens", "sums-base", "sums-rlvr", "--threads", "1"]
-    command += ["--texts", str(tmp_path / "many.jsonl"), "--batch-size", "4"]
+    command += ["--texts", str(tmp_path / "many.jsonl"), "--batch-size", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     running = subprocess.Popen(
-        [*command, "--out", str(tmp_path / "out")], env=environment, stderr=subprocess.PIPE, text=True
+        [*command, "--out", str(tmp_path / "out")],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
     )
     parts = tmp_path / "out" / "parts"
-    while len(list(parts.glob("pass-*.done"))) < 5 and running.poll() is None:
-        time.sleep(0.02)
+    while len(list(parts.glob("pass-*.done"))) < 3 and running.poll() is None:
+        time.sleep(0.005)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "add --resume" in err
-    assert 5 <= len(list(parts.glob("pass-*.done"))) < 40
+    assert 3 <= len(list(parts.glob("pass-*.done"))) < 100  # some, and by far not all
     code, _, err = shiftscope(*command[3:], "--out", tmp_path / "out")
     assert code == 2
     assert "parts of an interrupted run" in err
