@@ -5,8 +5,8 @@ to the tuned model's favourite (unshifted 0, marginal 1–2, shifted from 3 on) 
 
 Source: arXiv 2603.22446 (divergence, section 3.1; sparsity, positions, mass re-allocation, section 3.2); arXiv 2312.01552
 (rank classes, two contexts of unequal length).
-Deviation: full-vocabulary JS, not top-p-truncated: on the pair sums-base, sums-rlvr truncation at 0.7 multiplies the share
-above 0.1 several times; `compat_top_p=` gives the truncated figures under their own names.
+Deviation: full-vocabulary JS, not top-p-truncated: on the pair sums-base, sums-rlvr truncation at 0.7 more than doubles
+the share above 0.1; `compat_top_p=` gives the truncated figures under their own names.
 Deviation: tokens are matched by id, not by decoded string, and ranks are counted over the whole vocabulary. The rows
 themselves are made in `core/positions.py`.
 """
