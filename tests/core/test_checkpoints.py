@@ -88,3 +88,14 @@ def test_different_vocabularies_are_refused_with_the_first_difference():
 def test_float32_is_the_default_on_a_cpu_and_other_types_are_kept_when_asked_for():
     assert checkpoints.load("docs-base").model.dtype == torch.float32
     assert checkpoints.load("docs-base", dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_instead_of_filled_with_random_ones(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(checkpoints.ZOO / "sums-base", tmp_path / "partial")
+    weights = load_file(tmp_path / "partial" / "model.safetensors")
+    del weights["model.layers.0.self_attn.q_proj.weight"]
+    save_file(weights, tmp_path / "partial" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"hold no model\.layers\.0\.self_attn\.q_proj\.weight \(1 weights"):
+        checkpoints.load(str(tmp_path / "partial"))

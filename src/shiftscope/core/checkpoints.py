@@ -1,4 +1,7 @@
-"""Load any causal checkpoint by local path, hub id, `@revision`, `+adapter` or zoo name, with its provenance.
+"""Load any checkpoint by local path, hub id, `@revision`, `+adapter` or zoo name, with its provenance.
+
+`load` gives a causal language model with its verified unembedding; `open_model` a model of any kind: causal, masked
+(masked diffusion and masked language models) or any-order.
 
 A name is `org/name`, `./folder`, `org/name@revision`, either followed by `+adapter` (a PEFT folder or hub id), or the name
 of a checkpoint that ships with the package (`shiftscope zoo` lists them).
@@ -14,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from shiftscope.core import masked_families
 from shiftscope.core.head import Head
 
 if TYPE_CHECKING:
@@ -21,6 +25,12 @@ if TYPE_CHECKING:
 
 ZOO = Path(__file__).parent.parent / "zoo" / "checkpoints"
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+Kind = Literal["causal", "masked", "any-order"]
+INSTEAD = {
+    "causal": "use `generate bytes`, `generate ensemble` or `compare models`",
+    "masked": "use `generate masked` or `compare decoders`",
+    "any-order": "use `generate any-order`",
+}
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,16 @@ def _folder(path: str) -> str:
     return path
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A model of any kind with its tokenizer. model: in eval mode. provenance: where it came from."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
 def load(name: str, *, dtype: DTypeName = "auto", device: str = "auto") -> Checkpoint:
     """Load a causal language model and its tokenizer.
 
@@ -97,13 +117,22 @@ def load(name: str, *, dtype: DTypeName = "auto", device: str = "auto") -> Check
     A `+adapter` is merged into the copy in memory; a folder that holds only an adapter is put on the base that it names.
     Raises ValueError, in one sentence, for a name that is no checkpoint or a model that is not causal.
     """
+    opened = open_model(name, "causal", dtype=dtype, device=device)
+    return Checkpoint(name, opened.model, opened.tokenizer, Head(opened.model), opened.provenance)
+
+
+def open_model(name: str, kind: Kind, *, dtype: DTypeName = "auto", device: str = "auto") -> Opened:
+    """Load a model of a kind and its tokenizer; dtype, device and adapters as for `load`.
+
+    Raises ValueError, in one sentence, for a name that is no checkpoint or a model of another kind (with what reads it).
+    """
     source = parse(name)
     if (Path(source.path) / "adapter_config.json").exists() and not (Path(source.path) / "config.json").exists():
         base = json.loads((Path(source.path) / "adapter_config.json").read_text())["base_model_name_or_path"]
         source = Source(parse(base).path, None, source.path)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     chosen = "float32" if dtype == "auto" and device == "cpu" else dtype
-    model, tokenizer = _read(name, source, "auto" if chosen == "auto" else getattr(torch, chosen))
+    model, tokenizer = _read(name, source, kind, "auto" if chosen == "auto" else getattr(torch, chosen))
     try:
         model.to(torch.device(device)).eval()
     except (RuntimeError, AssertionError) as error:
@@ -118,7 +147,7 @@ def load(name: str, *, dtype: DTypeName = "auto", device: str = "auto") -> Check
         "device": device,
         "sha256": _hashes(source),
     }
-    return Checkpoint(name, model, tokenizer, Head(model), provenance)
+    return Opened(name, model, tokenizer, provenance)
 
 
 def wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "model in memory") -> Checkpoint:
@@ -132,24 +161,60 @@ def opened(checkpoint: str | Checkpoint, *, dtype: DTypeName = "auto", device: s
     return load(checkpoint, dtype=dtype, device=device) if isinstance(checkpoint, str) else checkpoint
 
 
-def _read(name: str, source: Source, dtype: torch.dtype | str) -> tuple[Any, PreTrainedTokenizerBase]:
+def _read(name: str, source: Source, kind: Kind, dtype: torch.dtype | str) -> tuple[Any, PreTrainedTokenizerBase]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        config, _ = PreTrainedConfig.get_config_dict(source.path, revision=source.revision)
+        found = kind_of(config)
+        if found is not None and found != kind:
+            raise ValueError(f"it is {_WORDS[found]} ({_architecture(config)}): {INSTEAD[found]}")
         tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-        model: Any = AutoModelForCausalLM.from_pretrained(source.path, revision=source.revision, dtype=dtype)
+        options = {"revision": source.revision or "main", "dtype": dtype}
+        if kind == "masked":
+            model, told = masked_families.read(source.path, config, **options)
+        else:
+            causal: Any = AutoModelForCausalLM
+            model, told = causal.from_pretrained(source.path, output_loading_info=True, **options)
+        if missing := sorted(told["missing_keys"]):
+            raise ValueError(
+                f"its files hold no {missing[0]} ({len(missing)} weights are missing), so it would be random"
+            )
         if source.adapter:
             model = _with_adapter(model, source.adapter)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{name!r} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        raise ValueError(f"{name!r} cannot be loaded as {_WORDS[kind]}: {_first_line(error)}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
     return model, tokenizer
+
+
+_WORDS = {
+    "causal": "a causal language model",
+    "masked": "a masked language model",
+    "any-order": "an any-order language model",
+}
+
+
+def kind_of(config: dict[str, Any]) -> Kind | None:
+    """What a configuration says its checkpoint is; None where it does not say."""
+    architecture = _architecture(config)
+    if config.get("model_type") == "xlnet":
+        return "any-order"
+    if config.get("model_type") in masked_families.NATIVE or architecture.endswith("ForMaskedLM"):
+        return "masked"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "causal"
+    return None
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    return str((config.get("architectures") or [config.get("model_type", "")])[0])
 
 
 def _with_adapter(model: PreTrainedModel, adapter: str) -> PreTrainedModel:
