@@ -225,12 +225,12 @@ def _show(result: Any, running: Running, errors: Any) -> None:
 
     from shiftscope import report
 
+    path = None if running.out is None else report.write(result, running.out / "report.html")
     if running.json:
         print(json.dumps(result.summary(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
         report.terminal(result)
-    if running.out is not None:
-        path = report.write(result, running.out / "report.html")
+    if path is not None:  # the page is written first: a reader that closes the pipe loses nothing
         console = errors if running.json else Console(soft_wrap=True)
         console.print(f"report: {path}", markup=False, highlight=False)
 
@@ -302,4 +302,5 @@ def _progress(console: Any) -> Iterator[Callable[[str, int, int], None]]:
     try:
         yield advance
     finally:
-        progress.stop()
+        if tasks:  # to stop what was never started prints an empty line
+            progress.stop()

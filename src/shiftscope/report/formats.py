@@ -9,7 +9,19 @@ from typing import Any
 
 from shiftscope.core.result import Figure, Result
 
-UPPER = {"js": "JS", "kl": "KL", "tv": "TV", "sft": "SFT", "rl": "RL", "ess": "ESS"}
+UPPER = {
+    "js": "JS",
+    "kl": "KL",
+    "tv": "TV",
+    "sft": "SFT",
+    "rl": "RL",
+    "ess": "ESS",
+    "auc": "AUC",
+    "mmd2": "MMD²",
+    "auroc": "AUROC",
+    "fpr95": "FPR95",
+    "nll": "NLL",
+}
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
