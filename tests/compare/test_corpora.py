@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shiftscope.compare.corpora import Chance, corpora
-from shiftscope.core import embedding, text_depth
+from shiftscope.core import embedding, permutation, text_depth
 from shiftscope.core.rank_test import rank_test
 
 QUICK = Chance(permutations=199)
@@ -60,6 +60,38 @@ def test_halves_of_one_corpus_are_not_told_apart(stdlib):
     assert abs(found["q_a_in_b"] - 0.5) < 0.05
     assert min(found[f"{name}_p_permutation"] for name in ("q_b_in_a", "q_a_in_b", "mmd2")) > 0.01
     assert "Nothing tells" in found.verdict[0]
+
+
+def rejections(own, foreign, n, share, trials=200):
+    """How often n texts and n others, of which a share is foreign, are told apart: by permutation; and the mean Q."""
+    generator, rejected, q = np.random.default_rng(1), [], []
+    second, strange = np.repeat([0.0, 1.0], n), round(share * n)
+    for trial in range(trials):
+        picked = generator.permutation(len(own))[: 2 * n - strange]
+        rows = np.concatenate([own[picked], foreign[generator.permutation(len(foreign))[:strange]]])
+        found = permutation.permute(text_depth.q_of_labels(rows), second, draws=99, seed=trial)
+        rejected.append(found.p(0) <= 0.05)
+        q.append(found.observed_S[0])
+    return np.mean(rejected), np.mean(q)
+
+
+@needs_encoder
+@pytest.mark.parametrize("n", [20, 100])
+def test_without_a_shift_the_permutation_rejects_as_often_as_its_level_says(stdlib, n):
+    """The whole table, up to n = 500 and with the published test, is benchmarks/calibration.py."""
+    share, q = rejections(stdlib[0][1], stdlib[1][1], n, 0)
+    assert share <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5  # 200 trials
+    assert q == pytest.approx(0.5, abs=0.02)
+
+
+@needs_encoder
+def test_the_more_foreign_texts_the_more_often_they_are_seen(stdlib):
+    found = [rejections(stdlib[0][1], stdlib[1][1], 100, share) for share in (0, 0.1, 0.25, 0.5)]
+    powers, q = zip(*found, strict=True)
+    assert sorted(powers) == list(powers)
+    assert powers[0] < 0.1 < 0.3 < powers[2] < powers[3]
+    assert powers[3] > 0.95
+    assert sorted(q, reverse=True) == list(q)
 
 
 @needs_encoder
@@ -154,6 +186,15 @@ def test_rows_without_direction_and_repeated_ids_stay_in_the_table_and_are_named
 def test_a_corpus_of_one_usable_text_is_refused(rows):
     with pytest.raises(ValueError, match="needs at least two"):
         corpora(rows, planted()[0])
+
+
+def test_settings_that_mean_nothing_are_named():
+    for settings in ({"shown": 0}, {"limit": 0}, {"limit": -5}):
+        with pytest.raises(ValueError, match=r"(shown is 0|limit is)"):
+            corpora(*planted(), **settings)
+    for settings in ({"seed": -1}, {"permutations": 9}, {"sample": 1}):
+        with pytest.raises(ValueError, match="need at least 99, 2 and 0"):
+            Chance(**settings)
 
 
 def test_mmd_is_left_out_with_its_reason_where_it_has_no_bandwidth():

@@ -75,7 +75,19 @@ def test_shares_add_up_stay_within_their_groups_and_within_one_of_proportion(cou
     )
 
 
+def test_the_only_candidate_of_its_label_is_as_deep_as_it_is_among_the_others(pool, tmp_path):
+    rows = pool[1][:5]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 6)
+    pq.write_table(pa.table({"embedding": vectors, "label": list("ppppq")}), tmp_path / "alone.parquet")
+    found = examples(tmp_path / "alone.parquet", shots=2, label="label")
+    assert found.table["depth"][4].as_py() == pytest.approx(text_depth.depth(rows, rows, own=True)[4], abs=1e-12)
+    assert any("depth of the only candidate of q" in note for note in found.notes)
+
+
 def test_faults_are_named(pool, tmp_path):
+    np.save(tmp_path / "one.npy", np.ones((1, 6)))
+    with pytest.raises(ValueError, match="the pool has 1 usable texts"):
+        examples(tmp_path / "one.npy", shots=1)
     with pytest.raises(ValueError, match="60 distinct usable texts and 99 shots"):
         examples(pool[0], shots=99)
     with pytest.raises(ValueError, match="has no label `kind`"):

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter, defaultdict
 
+import networkx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 
@@ -194,6 +197,69 @@ def test_unconnected_slices_are_said_and_are_infinitely_far_never_a_number():
     assert set(result.table["component"].to_pylist()) == {0, 1}
 
 
+def attribute_sets(seed: int = 0) -> dict[str, set[str]]:
+    """A stand-in for the published attribute pickle: 337 subjects, about 5,000 named sets of image ids, most of them small.
+
+    `shirt` is 14 groups of attributes that share no image with each other.
+    """
+    generator, found = np.random.default_rng(seed), defaultdict(set)
+    for number in range(336):
+        images = generator.integers(0, 100_000, 2000)
+        for k in range(generator.integers(5, 25)):
+            size = min(1500, int(generator.lognormal(2.2, 1.2)) + 1)
+            found[f"s{number}(a{k})"].update(map(str, generator.choice(images, size).tolist()))
+    for group in range(14):
+        for k in range(3):
+            start = 1_000_000 + 1000 * group + 15 * k
+            found[f"shirt(g{group}-{k})"].update(map(str, range(start, start + 40)))
+    return found
+
+
+def test_a_pickle_of_attributes_keeps_what_counting_keeps_and_its_broken_graphs_give_no_numbers(tmp_path):
+    named = attribute_sets()
+    (tmp_path / "attributes.pkl").write_bytes(pickle.dumps(named))
+    result = slices(tmp_path / "attributes.pkl")
+    large = Counter(name.split("(")[0] for name, ids in named.items() if len(ids) >= 25)
+    kept = {subject: count for subject, count in large.items() if count > 5}
+    assert dict(Counter(result.table["class"].to_pylist())) == kept
+    assert result["classes"] == len(kept) > 30
+    shirt = [row for row in part(result, "distances").table.to_pylist() if row["class"] == "shirt"]
+    apart = [row["first"].split("-")[0] != row["second"].split("-")[0] for row in shirt]
+    assert [bool(np.isinf(row["distance"])) for row in shirt] == apart
+    assert sum(apart) == 14 * 13 // 2 * 9
+    components = {row["component"] for row in result.table.to_pylist() if row["class"] == "shirt"}
+    assert len(components) == 14
+
+
+def test_why_unconnected_slices_get_no_number_the_published_distance_depends_on_the_order_of_the_slices():
+    table = SliceTable.of({name: ids for name, ids in attribute_sets().items() if name.startswith("shirt")})
+    weight = overlap.weights(overlap.coefficients(table))
+    order = np.random.default_rng(0).permutation(len(weight))
+    back = np.argsort(order)
+
+    def published(matrix: np.ndarray) -> np.ndarray:
+        layout = networkx.spectral_layout(networkx.from_numpy_array(matrix), dim=5)
+        return squareform(pdist([layout[n] for n in range(len(matrix))]))
+
+    moved = published(weight[np.ix_(order, order)])[np.ix_(back, back)]
+    assert np.abs(moved - published(weight)).max() > 0.5  # distances there are within about 2
+    ours = overlap.distances(weight[np.ix_(order, order)])[np.ix_(back, back)]
+    both = np.isfinite(ours)
+    assert (both == np.isfinite(overlap.distances(weight))).all()
+    assert np.allclose(ours[both], overlap.distances(weight)[both], atol=1e-9)
+
+
+def test_the_picture_of_a_graph_puts_slices_near_that_share_items_and_names_them():
+    result = slices(chain("c", 12, 0))
+    panel = part(result, "distances").panels[0]
+    assert (panel.kind, panel.label) == ("points", "slice")
+    rows = {row["slice"]: (row["x"], row["y"]) for row in panel.table.to_pylist()}
+    assert len(rows) == 12
+    next_to = [np.hypot(*np.subtract(rows[f"0-{k}"], rows[f"0-{k + 1}"])) for k in range(11)]
+    far = np.hypot(*np.subtract(rows["0-0"], rows["0-11"]))
+    assert far > 3 * np.mean(next_to)
+
+
 def test_the_papers_distance_is_refused_where_it_means_nothing_and_left_out_for_one_class_of_several():
     paper = Graphing(distance="spectral5")
     with pytest.raises(ValueError, match=r"no class has spectral5 distances; c: .* needs at least 12; use commute"):
@@ -251,7 +317,9 @@ def test_every_setting_is_described_on_the_command_line():
     for one in (slices, Tagging, Graphing, Tasking):
         described = cli.described_parameters(one)
         names = [
-            name for name in cli.inspect.signature(one).parameters if name not in ("tagging", "graphing", "tasking")
+            name
+            for name in cli.inspect.signature(one).parameters
+            if name not in ("tagging", "graphing", "tasking", "parts", "advance")
         ]
         assert set(names) == set(described)
     cli.command("compare", "slices", slices)

@@ -327,7 +327,7 @@ def test_a_planted_weak_slice_is_found_and_chance_is_not(tmp_path):
     settings = {"criteria": WORDS, "assign": "words", "slicing": Slicing(slices_to=tmp_path / "s.parquet")}
     found = subpopulations(records, reading=Reading(failed="wrong"), **settings)
     top = found.panels[2].table.to_pylist()[0]
-    assert top["slice"] == "all(place: kitchen)"
+    assert top["slice"] == "place: kitchen"
     assert top["q"] < 1e-6
     assert "kitchen" in found.verdict[0]
     assert found["weak_slices"] >= 1

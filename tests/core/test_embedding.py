@@ -107,6 +107,8 @@ def test_texts_that_are_cut_and_ids_that_repeat_are_named(folder):
 
 BAD = {
     "no text": ([{"prompt": "x"}], "has no text `text` (found: prompt)"),
+    "number": ([{"text": "x"}, {"text": 3}], "record 2: `text` is a int, not a text"),
+    "null": ([{"text": None}, {"text": "x"}], "record 1: `text` is null, not a text"),
     "nothing": ([], "has no records"),
     "NaN": (np.array([[1.0, 2.0], [np.nan, 1.0]]), "row 1 has values that are not finite"),
     "whole numbers": (np.ones((2, 2), dtype=int), "a matrix [texts, dimensions] of floats"),

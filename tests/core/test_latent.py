@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import permutations
 
 import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from shiftscope.core import latent
+from shiftscope.core import latent, matching, planting
 
 
 def population(seed: int, clusters: int = 30, classes: int = 4, domains: int = 6) -> tuple[np.ndarray, ...]:
@@ -18,7 +17,7 @@ def population(seed: int, clusters: int = 30, classes: int = 4, domains: int = 6
     emission_MK = generator.dirichlet(np.full(clusters, 0.5), classes).T
     emission_MK[:classes] = np.diag(generator.uniform(0.05, 0.2, classes))
     emission_MK /= emission_MK.sum(0)
-    mixture_KR = latent.planted_mixture(classes, domains, alpha=3, condition=8, generator=generator)
+    mixture_KR = planting.planted_mixture(classes, domains, alpha=3, condition=8, generator=generator)
     share_MR = emission_MK @ mixture_KR
     return emission_MK, mixture_KR, share_MR, share_MR / share_MR.sum(1, keepdims=True)
 
@@ -27,7 +26,7 @@ def population(seed: int, clusters: int = 30, classes: int = 4, domains: int = 6
 def test_the_anchor_factoriser_is_exact_on_infinite_data(seed):
     emission_MK, mixture_KR, share_MR, centre_MR = population(seed)
     found = latent.anchor(centre_MR, share_MR, 4, smallest=0)
-    order = latent.aligned(found.mixture_KR, mixture_KR)
+    order = matching.aligned(found.mixture_KR, mixture_KR)
     assert found.mixture_KR[order] == pytest.approx(mixture_KR, abs=1e-8)
     assert found.emission_MK[:, order] == pytest.approx(emission_MK, abs=1e-7)
     assert found.error < 1e-9
@@ -43,7 +42,7 @@ def test_nmf_explains_infinite_data_but_is_not_unique():
         assert found.mixture_KR.sum(0) == pytest.approx(np.ones(6))
         assert found.emission_MK.sum(0) == pytest.approx(np.ones(4))
         assert found.emission_MK @ found.mixture_KR == pytest.approx(share_MR, abs=0.01)
-        errors.append(np.abs(found.mixture_KR[latent.aligned(found.mixture_KR, mixture_KR)] - mixture_KR).mean())
+        errors.append(np.abs(found.mixture_KR[matching.aligned(found.mixture_KR, mixture_KR)] - mixture_KR).mean())
     assert 1e-3 < np.mean(errors) < 0.1
 
 
@@ -52,7 +51,7 @@ def test_nmf_goes_on_from_a_solution_without_renaming_its_classes():
     found = latent.nmf(share_MR, 4, seed=0)
     noisy_MR = share_MR * np.random.default_rng(0).uniform(0.9, 1.1, share_MR.shape)
     again = latent.nmf(noisy_MR / noisy_MR.sum(0), 4, seed=0, start=found)
-    assert latent.aligned(again.mixture_KR, found.mixture_KR).tolist() == [0, 1, 2, 3]
+    assert matching.aligned(again.mixture_KR, found.mixture_KR).tolist() == [0, 1, 2, 3]
     assert again.mixture_KR == pytest.approx(found.mixture_KR, abs=0.1)
 
 
@@ -68,7 +67,7 @@ def test_bayes_goes_from_the_mix_to_domains_given_class_and_back():
 @pytest.mark.parametrize("solver", ["em", "pinv"])
 def test_both_solvers_recover_class_probabilities_that_the_domains_were_made_of(solver):
     generator = np.random.default_rng(0)
-    domain_RK = latent.domain_given_class(latent.planted_mixture(3, 5, alpha=2, condition=4, generator=generator))
+    domain_RK = latent.domain_given_class(planting.planted_mixture(3, 5, alpha=2, condition=4, generator=generator))
     class_NK = generator.dirichlet(np.ones(3), 50)
     found = latent.class_given_text(class_NK @ domain_RK.T, domain_RK, solver, steps=20_000)
     assert found == pytest.approx(class_NK, abs=1e-3)
@@ -137,33 +136,9 @@ def test_cluster_shares_are_columns_that_sum_to_one():
     assert found.tolist() == [[1, 1 / 3], [0, 1 / 3], [0, 1 / 3], [0, 0]]
 
 
-def test_the_best_naming_is_that_of_trying_all_and_empty_classes_keep_a_place():
-    generator = np.random.default_rng(0)
-    found, truth = generator.integers(0, 3, 200), generator.integers(0, 4, 200)  # class 3 is never predicted
-    accuracy, naming = latent.matched(found, truth, 4)
-    assert accuracy == max(np.mean(np.array(p)[found] == truth) for p in permutations(range(4)))
-    assert accuracy == np.mean(naming[found] == truth)
-    assert sorted(naming.tolist()) == [0, 1, 2, 3]
-
-
-def test_planted_mixtures_and_domains_are_as_asked_for():
-    generator = np.random.default_rng(0)
-    mixture_KR = latent.planted_mixture(4, 7, alpha=2, condition=6, generator=generator)
-    assert np.linalg.cond(mixture_KR) <= 6
-    assert mixture_KR.sum(0) == pytest.approx(np.ones(7))
-    labels = generator.integers(0, 4, 20_000)
-    rows, domain = latent.planted_domains(labels, mixture_KR, generator)
-    assert len(set(rows.tolist())) == len(rows)
-    sizes = np.bincount(domain)
-    assert sizes.max() - sizes.min() <= 4
-    assert latent.cluster_shares(labels[rows], domain, 4, 7) == pytest.approx(mixture_KR, abs=0.005)
-    with pytest.raises(ValueError, match="allow a larger one"):
-        latent.planted_mixture(4, 7, alpha=2, condition=1.0, generator=generator)
-
-
 def test_the_singular_values_of_three_classes_are_two_beyond_chance():
     generator = np.random.default_rng(0)
-    mixture_KR = latent.planted_mixture(3, 6, alpha=2, condition=4, generator=generator)
+    mixture_KR = planting.planted_mixture(3, 6, alpha=2, condition=4, generator=generator)
     emission_MK = generator.dirichlet(np.ones(9), 3).T
     domain_N = np.repeat(np.arange(6), 500)
     cluster_N = np.array([generator.choice(9, p=(emission_MK @ mixture_KR)[:, d]) for d in domain_N])

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from shiftscope.core.asking import Scripted
+from shiftscope.core.asking import Said, Scripted
 from shiftscope.core.assignment import Voting
 from shiftscope.core.conversation import Asker, Unfit
 from shiftscope.core.refinement import Refining
@@ -92,3 +92,14 @@ def test_settings_outside_their_ranges_are_refused():
     for bad in ({"dimension_rounds": 0}, {"max_attributes": 1}, {"keep_share": 1.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError):
             Discovery(**bad)
+
+
+def test_a_model_that_never_answers_is_not_blamed_for_its_answers():
+    class Silent:
+        model = "silent"
+
+        def complete(self, requests):
+            return [Said(None, "connection refused" if n else "not asked: given up") for n in range(len(requests))]
+
+    with pytest.raises(ValueError, match="silent answered none of 3 questions: connection refused"):
+        discover(Asker(Silent()), ["a text"] * 9, Discovery(dimension_rounds=3, round_texts=3), Refining(0), Voting())

@@ -82,3 +82,22 @@ def test_the_bundle_cannot_end_its_script_element() -> None:
     code = charts.bundle().lower()
     assert "</script" not in code
     assert "<!--" not in code
+
+
+def test_few_whole_numbers_get_a_tick_each_and_no_halves() -> None:
+    table = pa.table({"k": [1, 2, 3], "y": [0.5, 0.3, 0.1]})
+    spec = charts.specification(Panel("P", "", "line", table, x="k", y="y"))
+    assert all(layer["encoding"]["x"]["axis"]["values"] == [1, 2, 3] for layer in spec["layer"])
+
+
+def test_points_with_names_show_them_on_hover_and_beside_few_points() -> None:
+    def layers(rows: int) -> list[dict[str, object]]:
+        table = pa.table(
+            {"x": [float(n) for n in range(rows)], "y": [0.0] * rows, "who": [f"s{n}" for n in range(rows)]}
+        )
+        spec = charts.specification(Panel("P", "", "points", table, x="x", y="y", label="who"))
+        return spec.get("layer", [spec])
+
+    assert [layer["mark"]["type"] for layer in layers(3)] == ["point", "text"]
+    (many,) = layers(charts.LABELLED + 1)
+    assert many["encoding"]["tooltip"][0]["title"] == "who"

@@ -15,6 +15,7 @@ form (`core/text_depth.py`). Few-shot examples by depth are picked by `compare e
 
 from __future__ import annotations
 
+import math
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ from shiftscope.core.text_depth import Distance
 LEVEL = 0.05
 SIDES = ("a", "b")
 FOLDS = 5
-BINS = 40
+MOST_BINS = 40
 SHOWN_CHARACTERS = 240
 
 
@@ -54,8 +55,10 @@ class Chance:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.permutations < 99 or self.sample < 2:
-            raise ValueError(f"permutations {self.permutations} and sample {self.sample}: need at least 99 and 2")
+        if self.permutations < 99 or self.sample < 2 or self.seed < 0:
+            raise ValueError(
+                f"permutations {self.permutations}, sample {self.sample}, seed {self.seed}: need at least 99, 2 and 0"
+            )
 
 
 def corpora(
@@ -80,6 +83,8 @@ def corpora(
     Raises ValueError, in one sentence, for corpora with fewer than two usable texts, malformed records, embeddings that
     are not finite numbers or of different widths, and a missing encoder.
     """
+    if shown < 1:
+        raise ValueError(f"shown is {shown}: the page shows at least 1 text of each kind")
     names = _names(a, b)
     found = [embedding.read(source, name, embed.field, limit) for source, name in zip((a, b), names, strict=True)]
     encoder = embedding.opened(found, embed)
@@ -135,11 +140,12 @@ def summarise(
     first_N, second_N = seen_N & ~second_N, seen_N & second_N
     ranks = {"q_b_in_a": rank_test(depth["a"][first_N], depth["a"][second_N])}
     ranks["q_a_in_b"] = rank_test(depth["b"][second_N], depth["b"][first_N])
-    figures: dict[str, Figure] = {}
+    figures = _headline(ranks, tests)
     for name, test in ranks.items():
         figures |= _rank_figures(name, test, tests)
     notes = list(notes)
-    figures |= _blind_figures(tests)
+    if "mmd2" in tests.p:
+        figures["mmd2_chance_upper"] = Figure(tests.ranges["mmd2"][1], "", sum(tests.sizes))
     figures |= _length_figures(table, depth, first_N, second_N, notes)
     for side, own_N in zip(SIDES, (first_N, second_N), strict=True):
         values = depth[side][own_N]
@@ -149,7 +155,8 @@ def summarise(
         figures[f"texts_{side}"] = Figure(len(values), "count", len(values))
     figures["map_explained"] = Figure(tests.explained, "share", sum(tests.sizes))
     notes.append("depth_spread is the distance from the 5 % to the 95 % quantile of a corpus' depths in itself")
-    panels = [*_charts(table, depth, first_N, second_N, names), *_tables(table, depth, first_N, second_N, names, shown)]
+    charts = _charts(table, depth, first_N, second_N, names, tests.explained)
+    panels = [*charts, *_tables(table, depth, first_N, second_N, shown)]
     verdict = _verdict(figures, names)
     return Result("compare corpora", table, figures, provenance or {}, verdict, notes, panels)
 
@@ -250,7 +257,10 @@ def _shared(found: Sequence[Corpus]) -> list[str]:
     counts = [Counter(one.texts) for one in found]
     both = counts[0].keys() & counts[1].keys()
     return (
-        [f"{len(both)} distinct texts are in both corpora: they pull every figure towards no difference"]
+        [
+            f"{len(both)} distinct texts are in both corpora: a copy lies nearest to its own original, which lifts Q and lowers "
+            f"the discriminator's AUC (the permutation p-values allow for it)"
+        ]
         if both
         else []
     )
@@ -268,29 +278,27 @@ def _map(unit_SD: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     return place_S2, float(values_D[::-1][:2].sum() / total) if total > 0 else 0.0
 
 
+def _headline(ranks: Mapping[str, RankTest], tests: Measured) -> dict[str, Figure]:
+    """The four measures, each beside its permutation p: the figures that the page shows first."""
+    n, auc = sum(tests.sizes), tests.observed["discriminator_auc"]
+    found = {name: Figure(test.q, "", test.m + test.n, test.low, test.high) for name, test in ranks.items()}
+    found["discriminator_auc"] = Figure(auc, "", n, *share_interval(auc, *tests.sizes))
+    if "mmd2" in tests.p:
+        found["mmd2"] = Figure(tests.observed["mmd2"], "", n)
+    figures: dict[str, Figure] = {}
+    for name, figure in found.items():
+        figures |= {name: figure, f"{name}_p_permutation": Figure(tests.p[name], "", n)}
+    return figures
+
+
 def _rank_figures(name: str, test: RankTest, tests: Measured) -> dict[str, Figure]:
     n = test.m + test.n
     return {
-        name: Figure(test.q, "", n, test.low, test.high),
         f"{name}_p_one_sided": Figure(test.p_below, "", n),
         f"{name}_p_two_sided": Figure(test.p_two_sided, "", n),
-        f"{name}_p_permutation": Figure(tests.p[name], "", sum(tests.sizes)),
         f"{name}_chance": Figure(0.5, "", sum(tests.sizes), *tests.ranges[name]),
         f"{name}_pooled": Figure(test.q_pooled, "", n),
     }
-
-
-def _blind_figures(tests: Measured) -> dict[str, Figure]:
-    n, auc = sum(tests.sizes), tests.observed["discriminator_auc"]
-    figures = {
-        "discriminator_auc": Figure(auc, "", n, *share_interval(auc, *tests.sizes)),
-        "discriminator_auc_p_permutation": Figure(tests.p["discriminator_auc"], "", n),
-    }
-    if "mmd2" in tests.p:
-        figures["mmd2"] = Figure(tests.observed["mmd2"], "", n)
-        figures["mmd2_chance_upper"] = Figure(tests.ranges["mmd2"][1], "", n)
-        figures["mmd2_p_permutation"] = Figure(tests.p["mmd2"], "", n)
-    return figures
 
 
 def _length_figures(
@@ -318,7 +326,7 @@ def _length_figures(
         if np.isnan(q):
             notes.append(f"{name} at equal length is left out: no tenth of the lengths holds texts of both corpora")
         else:
-            figures[f"{name}_equal_length"] = Figure(float(q), "", round(covered * y_N.sum()) + test.m)
+            figures[f"{name}_equal_length"] = Figure(float(q), "", round(covered * y_N.sum()) + int(x_N.sum()))
     return figures
 
 
@@ -328,6 +336,7 @@ def _charts(
     first_N: NDArray[np.bool_],
     second_N: NDArray[np.bool_],
     names: Sequence[str],
+    explained: float,
 ) -> list[Panel]:
     panels = []
     for side, name in zip(SIDES, names, strict=True):
@@ -343,10 +352,13 @@ def _charts(
     order = np.random.default_rng(0).permutation(np.flatnonzero(drawn_N))  # neither corpus lies on top of the other
     series = np.where(second_N[order], names[1], names[0])
     ordered = {"x": place["map_x"][order], "y": place["map_y"][order], "corpus": series}
+    ordered["text"] = [_shown(table, row) for row in order.tolist()]
     panels.append(
         Panel(
-            "Both corpora on one map", "First two principal components of the embeddings' directions, a dot for each text.",
-            "points", pa.table(ordered), x="x", y="y", series="corpus", x_title="first component", y_title="second component",
+            "Both corpora on one map",
+            f"First two principal components of the embeddings' directions ({explained:.0%} of their variance); a dot is a text.",
+            "points", pa.table(ordered), x="x", y="y", series="corpus", label="text", x_title="first component",
+            y_title="second component",
         )
     )  # fmt: skip
     length_N = table["characters"].to_numpy(zero_copy_only=False).astype(np.float64)
@@ -364,17 +376,18 @@ def _charts(
 def _histogram(
     values_N: NDArray[Any], masks: Sequence[NDArray[np.bool_]], names: Sequence[str], back: Any = None
 ) -> pa.Table:
-    """Shares of each corpus in bins common to both."""
+    """Shares of each corpus in bins common to both, as many as the smaller corpus can fill (Rice's rule)."""
     both = values_N[masks[0] | masks[1]]
+    bins = min(MOST_BINS, math.ceil(2 * min(mask.sum() for mask in masks) ** (1 / 3)))
     low, high = float(both.min()), float(both.max())
-    edges = np.linspace(low, high if high > low else low + 1e-6, BINS + 1)
+    edges = np.linspace(low, high if high > low else low + 1e-6, bins + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     shares = [np.histogram(values_N[mask], edges)[0] / mask.sum() for mask in masks]
     return pa.table(
         {
             "value": np.tile(middle if back is None else back(middle), 2),
             "share": np.concatenate(shares),
-            "corpus": np.repeat(np.asarray(names), BINS),
+            "corpus": np.repeat(np.asarray(names), bins),
         }
     )
 
@@ -384,35 +397,35 @@ def _tables(
     depth: Mapping[str, NDArray[np.float64]],
     first_N: NDArray[np.bool_],
     second_N: NDArray[np.bool_],
-    names: Sequence[str],
     shown: int,
 ) -> list[Panel]:
     lean_N = table["lean_b"].to_numpy(zero_copy_only=False)
     driving, extreme = [], []
-    for side, other, own_N, name in (("b", "a", second_N, names[1]), ("a", "b", first_N, names[0])):
+    for side, other, own_N in (("b", "a", second_N), ("a", "b", first_N)):
         rows = np.flatnonzero(own_N)
         gain = depth[side][rows] - depth[other][rows]
         for row in rows[np.argsort(-gain, kind="stable")[:shown]].tolist():
             lean = lean_N[row] if side == "b" else -lean_N[row]
             driving.append(
                 {
-                    "corpus": name,
+                    "corpus": side.upper(),
                     "text": _shown(table, row),
-                    "depth in its own": float(depth[side][row]),
-                    "depth in the other": float(depth[other][row]),
+                    "own depth": float(depth[side][row]),
+                    "other depth": float(depth[other][row]),
                     "told apart": None if np.isnan(lean) else bool(lean > 0),
                 }
             )
         order = rows[np.argsort(-depth[side][rows], kind="stable")]
         for what, places in (("most central", order[:shown]), ("most outlying", order[::-1][:shown])):
             extreme += [
-                {"corpus": name, "place": what, "depth": float(depth[side][row]), "text": _shown(table, row)}
+                {"corpus": side.upper(), "place": what, "depth": float(depth[side][row]), "text": _shown(table, row)}
                 for row in places.tolist()
             ]
     return [
         Panel(
             "Texts that drive the difference",
-            "Texts that are deep in their own corpus and shallow in the other; whether the discriminator recognised them unseen.",
+            "Deep in their own corpus, shallow in the other. Told apart: whether the discriminator, which had not seen the "
+            "text, put it in its own corpus.",
             "table", pa.Table.from_pylist(driving),
         ),
         Panel(

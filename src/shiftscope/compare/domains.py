@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from shiftscope.core import embedding, latent, statistics
+from shiftscope.core import embedding, latent, matching, statistics
 from shiftscope.core.embedding import Corpus, Embedding
 from shiftscope.core.latent import Array, Factorizer, Labels, Mixture, Solver
 from shiftscope.core.parts import Parts
@@ -70,11 +70,12 @@ class Latent:
             self.folds < 2
             or self.resamples < 20
             or self.words < 2
+            or self.seed < 0
             or (self.strength is not None and self.strength <= 0)
         ):
             raise ValueError(
-                f"folds {self.folds}, resamples {self.resamples}, words {self.words}, strength {self.strength}: need at "
-                f"least 2, 20, 2 and a strength above 0"
+                f"folds {self.folds}, resamples {self.resamples}, words {self.words}, seed {self.seed}, strength "
+                f"{self.strength}: need at least 2, 20, 2, 0 and a strength above 0"
             )
 
 
@@ -171,7 +172,10 @@ def _with_features(
         encoder = embedding.opened(read, embeddings)
         return embedding.embedded(read, encoder, embeddings.batch_size, parts=parts, advance=advance)
     if parts.shard[1] > 1:
-        raise ValueError("--shard has nothing to share out with --features words: use it with --features embedding")
+        raise ValueError(
+            "--shard and --ray have nothing to share out with --features words, which is one quick fit: leave them out, or "
+            "use them with --features embedding"
+        )
     given = [one.name for one in read if one.rows_ND.shape[1]]
     if given and len(given) < len(read):
         raise ValueError(
@@ -293,7 +297,7 @@ def _found(pool: Pool, p_NR: Array, classes: int, finding: Latent) -> Found:
         summed_MR = np.stack([np.bincount(cluster_N[picked], p_NR[picked, d], clusters) for d in range(n_domains)], 1)
         moved_MR = np.divide(summed_MR, size_M[:, None], out=centre_MR.copy(), where=size_M[:, None] > 0)
         again = factorised(share_MR, moved_MR, best)
-        drawn_SKR.append(again.mixture_KR[latent.aligned(again.mixture_KR, best.mixture_KR)])
+        drawn_SKR.append(again.mixture_KR[matching.aligned(again.mixture_KR, best.mixture_KR)])
     low_KR, high_KR = np.quantile(drawn_SKR, [0.025, 0.975], axis=0)
     domain_RK = best.domain_given_class_RK
     anywhere_NK = latent.class_given_text(p_NR, domain_RK, finding.solver)
@@ -427,7 +431,7 @@ def _evaluated(pool: Pool, found: Found) -> dict[str, Figure]:
     classes = len(found.mixture.mixture_KR)
     names = sorted(set(pool.truth))
     truth_N = np.array([names.index(name) for name in pool.truth])[pool.usable_N]
-    accuracy, naming = latent.matched(found.class_NK.argmax(1), truth_N, classes)
+    accuracy, naming = matching.matched(found.class_NK.argmax(1), truth_N, classes)
     domain_N = pool.domain_N[pool.usable_N]
     true_KR = latent.cluster_shares(truth_N, domain_N, classes, len(pool.names))
     estimate_KR = np.empty_like(true_KR)
@@ -472,8 +476,8 @@ def _classes_panel(pool: Pool, found: Found) -> Panel:
         if pool.vocabulary:
             row["words"] = ", ".join(_words(pool, found.anywhere_NK[:, k]))
         rows.append(row)
-    return Panel("The classes", "Where each class is most at home, and the words that set it apart.", "table",
-                 pa.Table.from_pylist(rows))  # fmt: skip
+    caption = "Where each class is most at home" + (", and the words that set it apart." if pool.vocabulary else ".")
+    return Panel("The classes", caption, "table", pa.Table.from_pylist(rows))
 
 
 def _words(pool: Pool, weight_N: Array) -> list[str]:

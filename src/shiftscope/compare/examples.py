@@ -13,6 +13,7 @@ other is `compare corpora`.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.text_depth import Distance
 
 Choice = Literal["deepest", "shallowest", "spread"]
-BINS = 30
+MOST_BINS = 30
 
 
 def examples(
@@ -88,7 +89,7 @@ def examples(
     alone = [name for name in dict.fromkeys(labels) if labels.count(name) == 1] if queries is None else []
     if alone:
         notes.append(
-            f"depth of the only candidate of {', '.join(alone)} is taken in the whole pool: its label has no other"
+            f"depth of the only candidate of {', '.join(alone)} is taken in the rest of the pool: its label has no other"
         )
     return summarise(table, choice=choice, notes=notes, provenance=settings)
 
@@ -155,14 +156,16 @@ def summarise(
         test = rank_test(depth_N[rest_N], depth_N[taken_N])
         figures["deeper_than_rest"] = Figure(test.q, "share", test.m + test.n, test.low, test.high)
     rows = table.filter(pa.array(taken_N)).sort_by("shot")
-    listed = rows.select(["shot", "label", "depth", "text", "id"])
-    edges = np.linspace(depth_N[usable_N].min(), max(depth_N[usable_N].max(), depth_N[usable_N].min() + 1e-6), BINS + 1)
+    mix = _mix(table["label"].to_pylist())
+    listed = rows.select(["shot", *(["label"] if len(mix) > 1 else []), "depth", "text", "id"])
+    bins = min(MOST_BINS, math.ceil(2 * usable_N.sum() ** (1 / 3)))
+    edges = np.linspace(depth_N[usable_N].min(), max(depth_N[usable_N].max(), depth_N[usable_N].min() + 1e-6), bins + 1)
     groups = {"pool": usable_N, "picked": taken_N}
     histogram = pa.table(
         {
             "depth": np.tile((edges[1:] + edges[:-1]) / 2, len(groups)),
             "share": np.concatenate([np.histogram(depth_N[mask], edges)[0] / mask.sum() for mask in groups.values()]),
-            "texts": np.repeat(list(groups), BINS),
+            "texts": np.repeat(list(groups), bins),
         }
     )
     panels = [
@@ -172,11 +175,9 @@ def summarise(
             x="depth", y="share", series="texts", x_title="depth", y_title="share of texts",
         ),
     ]  # fmt: skip
-    mix = ", ".join(f"{count} {name}" for name, count in _mix(rows["label"].to_pylist()).items())
+    taken = ", ".join(f"{count} {name}" for name, count in _mix(rows["label"].to_pylist()).items())
     among = f"{int(taken_N.sum())} of {int(usable_N.sum()):,} candidates"
-    verdict = [
-        f"Picked {among} ({choice} by depth)" + (f": {mix}." if len(_mix(table["label"].to_pylist())) > 1 else ".")
-    ]
+    verdict = [f"Picked {among} ({choice} by depth)" + (f": {taken}." if len(mix) > 1 else ".")]
     return Result("compare examples", table, figures, provenance or {}, verdict, list(notes), panels)
 
 
@@ -211,10 +212,14 @@ def _depth(found: Sequence[Corpus], labels: Sequence[str], distance: Distance) -
         inside = np.flatnonzero(np.asarray(labels) == name)
         own_ND = rows_ND[inside]
         depth_N[inside] = text_depth.depth(own_ND, own_ND, distance, own=True)
-        if np.isnan(depth_N[inside]).all() and found[0].usable_N[inside].any():
-            depth_N[inside] = text_depth.depth(
-                own_ND, rows_ND, distance
-            )  # the only one of its label: depth in the pool
+    alone_N = np.isnan(depth_N) & found[0].usable_N  # the only one of its label: depth in the rest of the pool
+    if alone_N.any():
+        depth_N[alone_N] = text_depth.depth(rows_ND, rows_ND, distance, own=True)[alone_N]
+    if np.isnan(depth_N).all():
+        raise ValueError(
+            f"the pool has {int(found[0].usable_N.sum())} usable texts: depth compares each text with the others, so give at "
+            f"least two, or --queries"
+        )
     return depth_N
 
 

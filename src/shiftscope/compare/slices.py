@@ -14,6 +14,7 @@ slices without a connection are infinitely far apart, where that code prints a n
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,15 +25,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shiftscope.core import answers, conflict, corpus, shifting, slice_scores, statistics, tagged
+from shiftscope.core import answers, conflict, corpus, overlap, shifting, slice_maps, slice_scores, statistics, tagged
+from shiftscope.core.answers import Advance
+from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.slice_maps import Graphing, Map, kept, mapped
+from shiftscope.core.slice_maps import Graphing, Map, kept
 from shiftscope.core.slice_scores import Scores
 from shiftscope.core.slices import SliceTable, parsed
 from shiftscope.core.tagged import Tagging
 
-DRAWN = 60  # slices of a heat map, and classes that get one
-MAPS = 3
+DRAWN, DRAWN_GRAPH = 60, 200  # slices of a heat map and of a graph
+MAPS, COLOURS = 3, 6  # classes that get pictures, communities that get a colour
+CLASSES_A_PART = 8
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def slices(
     trained: tuple[str, ...] = (),
     steps: str | Path | Sequence[Mapping[str, Any]] | None = None,
     steps_are_scores: bool = False,
+    parts: Parts | None = None,
+    advance: Advance | None = None,
 ) -> Result:
     """Make named slices of tagged items, and say how far they lie apart and where a model fails.
 
@@ -97,7 +103,15 @@ def slices(
     whole = tagged.read(source, tagging)
     chosen = tuple(dict.fromkeys(classes or tasking.classes()))
     table, ambiguous = kept(whole, chosen, graphing)
-    maps = {subject: mapped(table.only(names), graphing) for subject, names in table.classes().items()}
+    settings = {
+        "classes": chosen, "tagging": asdict(tagging), "graphing": asdict(graphing), "tasking": asdict(tasking),
+        "outcomes": answers.identified(outcomes), "outcome": outcome, "lower_is_better": lower_is_better,
+        "trained": trained, "steps": answers.identified(steps), "steps_are_scores": steps_are_scores,
+    }  # fmt: skip
+    provenance = _provenance(source, whole, settings)
+    kept_parts = parts or Parts()
+    kept_parts.settle(provenance)
+    maps = _maps(table, graphing, kept_parts, advance)
     refused = {subject: one.refusal for subject, one in maps.items() if one.refusal}
     if len(refused) == len(maps):
         subject, reason = next(iter(refused.items()))
@@ -107,10 +121,10 @@ def slices(
     scores = None if outcomes is None else _scores(table, outcomes, outcome, tagging.id, not lower_is_better)
     if trained and scores is None:
         raise ValueError("trained says what a measured model was trained on: give its outcomes as well")
-    parts = [_memberships(table), _distances(maps, graphing)]
+    made = [_memberships(table), _distances(maps, graphing)]
     tasks = _tasks(table, maps, tasking, chosen)
-    parts += [shifting.summarise(table, tasks, "compare slices tasks")] if tasks else []
-    parts += (
+    made += [shifting.summarise(table, tasks, "compare slices tasks")] if tasks else []
+    made += (
         []
         if scores is None
         else [
@@ -119,18 +133,40 @@ def slices(
             )
         ]
     )
-    parts += (
+    made += (
         []
         if steps is None
         else [conflict.summarise(conflict.read(steps, higher_is_better=steps_are_scores), "compare slices conflict")]
     )
-    settings = {
-        "classes": chosen, "tagging": asdict(tagging), "graphing": asdict(graphing), "tasking": asdict(tasking),
-        "outcomes": answers.identified(outcomes), "outcome": outcome, "lower_is_better": lower_is_better,
-        "trained": trained, "steps": answers.identified(steps), "steps_are_scores": steps_are_scores,
-    }  # fmt: skip
     notes = [f"{subject} has no {graphing.distance} distances: {reason}" for subject, reason in refused.items()]
-    return _whole(whole, table, maps, ambiguous, scores, parts, notes, _provenance(source, whole, settings))
+    return _whole(whole, table, maps, ambiguous, scores, made, notes, provenance)
+
+
+def _maps(table: SliceTable, graphing: Graphing, parts: Parts, advance: Advance | None) -> dict[str, Map]:
+    """The map of every class, some classes a part."""
+    classes = list(table.classes().items())
+    chunks = [classes[start : start + CLASSES_A_PART] for start in range(0, len(classes), CLASSES_A_PART)]
+    number, many = pa.large_list(pa.int64()), pa.large_list(pa.float64())
+    schema = pa.schema([("class", pa.string()), ("community", number), ("distance", many)])
+
+    def measure(chunk: Sequence[tuple[str, list[str]]]) -> dict[str, pa.Table]:
+        found = [(subject, *slice_maps.measured(table.only(names), graphing)) for subject, names in chunk]
+        columns = {
+            "class": [subject for subject, _, _ in found],
+            "community": [community_S for _, community_S, _ in found],
+            "distance": [distance_GG.ravel() for _, _, distance_GG in found],
+        }
+        return {"maps": pa.table(columns, schema=schema)}
+
+    say = None if advance is None else lambda done, total: advance("classes", done, total)
+    rows = parts.map("classes", chunks, measure, advance=say, final=True)["maps"]
+    maps = {}
+    for (subject, names), community, distance in zip(classes, rows["community"], rows["distance"], strict=True):
+        community_S, distance_N = (each.values.to_numpy(zero_copy_only=False) for each in (community, distance))
+        groups = math.isqrt(len(distance_N))
+        known = community_S, distance_N.reshape(groups, groups)
+        maps[subject] = slice_maps.mapped(table.only(names), graphing, known)
+    return maps
 
 
 # ---- parts ------------------------------------------------------------------------------------------------------------
@@ -144,8 +180,9 @@ def _distances(maps: Mapping[str, Map], graphing: Graphing) -> Result:
     for subject, one in maps.items():
         first, second = np.triu_indices(len(one.groups), 1)
         columns["class"] += [subject] * len(first)
-        columns["first"] += [one.labels[n] for n in first]
-        columns["second"] += [one.labels[n] for n in second]
+        labels = np.array(one.labels, dtype=object)
+        columns["first"] += labels[first].tolist()
+        columns["second"] += labels[second].tolist()
         columns["overlap"] += one.overlap_GG[first, second].tolist()
         columns["distance"] += [None if np.isnan(d) else d for d in one.distance_GG[first, second].tolist()]
     types = [pa.string(), pa.string(), pa.string(), pa.float64(), pa.float64()]
@@ -156,7 +193,7 @@ def _distances(maps: Mapping[str, Map], graphing: Graphing) -> Result:
         figures["unconnected_pairs_share"] = statistics.share_figure(int(np.isinf(known).sum()), len(known))
     verdict = [_farthest(subject, one) for subject, one in maps.items()] if len(maps) <= MAPS else []
     most = sorted(maps, key=lambda subject: -len(maps[subject].groups))[:MAPS]
-    panels = [_heat(subject, maps[subject], graphing.distance) for subject in most]
+    panels = [draw(subject, maps[subject], graphing) for subject in most for draw in (_graph, _heat)]
     return Result("compare slices distances", table, figures, {}, [line for line in verdict if line], (), panels)
 
 
@@ -169,7 +206,27 @@ def _farthest(subject: str, one: Map) -> str:
     return f"{subject}: of all connected pairs, {first} and {second} lie farthest apart ({far_GG[place]:.3g})."
 
 
-def _heat(subject: str, one: Map, kind: str) -> Panel:
+def _graph(subject: str, one: Map, graphing: Graphing) -> Panel:
+    """The class's slices as points of the plane, near where they share items, coloured by community."""
+    largest = np.sort(np.argsort(-one.table.sizes_S, kind="stable")[:DRAWN_GRAPH])
+    places_S2 = overlap.layout(one.weight_SS[np.ix_(largest, largest)])
+    coloured = np.argsort(-np.bincount(one.community_S), kind="stable")[:COLOURS]
+    community = [f"community {label}" if label in coloured else "others" for label in one.community_S[largest]]
+    names = [one.table.names[place] for place in largest]
+    columns = {
+        "x": places_S2[:, 0], "y": places_S2[:, 1], "slice": [parsed(name)[1] for name in names], "community": community,
+    }  # fmt: skip
+    what = f"The {len(largest)} largest of {len(one.table)} slices" if len(largest) < len(one.table) else "All slices"
+    return Panel(
+        f"Slices that share items: {subject}",
+        f"{what}, near each other where at least {graphing.threshold:.0%} of the smaller one's items are shared; the picture is "
+        f"a spring layout: distances as numbers are in the heat map.",
+        "points", pa.table(columns).sort_by("community"), x="x", y="y", series="community", label="slice",
+        x_title="place (no unit)", y_title="place (no unit)",
+    )  # fmt: skip
+
+
+def _heat(subject: str, one: Map, graphing: Graphing) -> Panel:
     sizes = [len(one.table.union(group)) for group in one.groups]
     community = dict(zip(one.table.names, one.community_S.tolist(), strict=True))
     largest = sorted(range(len(sizes)), key=lambda n: -sizes[n])[:DRAWN]
@@ -186,7 +243,8 @@ def _heat(subject: str, one: Map, kind: str) -> Panel:
     what = f"the {len(shown)} largest of {len(sizes)} slices" if len(shown) < len(sizes) else f"all {len(sizes)} slices"
     return Panel(
         f"How far apart: {subject}",
-        f"{kind} distance between {what}, ordered by community; empty cells are unconnected (infinitely far) or not defined.",
+        f"Distance ({graphing.distance}) between {what}, ordered by community; empty cells are unconnected (infinitely far) or "
+        f"not defined.",
         "heat", table, x="first", y="second", color="distance", x_title="slice", y_title="slice",
     )  # fmt: skip
 

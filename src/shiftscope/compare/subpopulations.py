@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shiftscope.core import assignment, embedding, labelled, statistics, structure, weak_slices
+from shiftscope.core import assignment, embedding, labelled, slices, statistics, structure, weak_slices
 from shiftscope.core.answers import Advance, Loading, identified
 from shiftscope.core.asking import Backend, Function, open_backend
 from shiftscope.core.assignment import NONE, RESERVED, UNASSIGNED, Sorted, Voting, Words
@@ -338,7 +338,7 @@ def _verdict(
             said.insert(
                 0,
                 f"{len(weak)} of {figures['slices_tested'].value} slices fail more often than the rest; clearest: "
-                f"{top['slice']}, {top['rate']:.1%} of {top['measured']} against "
+                f"{_read(top['slice'])}, {top['rate']:.1%} of {top['measured']} against "
                 f"{top['rate_elsewhere']:.1%} (q = {top['q']:.2g}).",
             )
         else:
@@ -372,6 +372,12 @@ def _notes(
     return notes + [f"{count} sortings are {UNASSIGNED}: {problem}" for problem, count in found.problems()[:3]]
 
 
+def _read(name: str) -> str:
+    """A slice's name as people read it: without the class where there is only one."""
+    subject, context = slices.parsed(name)
+    return context if subject == slices.ALL else name
+
+
 def _panels(found: SortedTexts, rates: pa.Table, lean: pa.Table | None) -> list[Panel]:
     composition = found.composition()
     panels = [
@@ -386,13 +392,20 @@ def _panels(found: SortedTexts, rates: pa.Table, lean: pa.Table | None) -> list[
     ]  # fmt: skip
     known = rates.filter(pc.is_valid(rates["rate"]))
     if len(known):
-        said = "Failure rate of each slice, with 95 % Wilson intervals; the clearest difference first."
+        said = "The slices that fail more often than the rest, the clearest first, with 95 % Wilson intervals."
+        worse = known.filter(pc.greater(known["rate"], known["rate_elsewhere"])).slice(0, 30)
+        worse = worse.set_column(
+            worse.column_names.index("slice"), "slice", [[*map(_read, worse["slice"].to_pylist())]]
+        )
         panels += [
             Panel(
-                "Where it fails", said, "bar", known.slice(0, 30), x="slice", y="rate", low="rate_low", high="rate_high",
+                "Where it fails", said, "bar", worse, x="slice", y="rate", low="rate_low", high="rate_high",
                 x_title="slice", y_title="failure rate",
             ),
-            Panel("Slices", "Every slice; q is the false-discovery rate.", "table", known.select(SHOWN)),
+            Panel(
+                "Slices", "Every slice; q is the false-discovery rate at which its difference would be reported.", "table",
+                known.select(SHOWN),
+            ),
         ]  # fmt: skip
     if lean is not None and len(lean):
         said = "Share of a class with each attribute, and of the other classes."

@@ -31,11 +31,15 @@ import pyarrow.parquet as pq
 from torch import Tensor, nn
 
 from shiftscope.core import filters, statistics, tensors
+from shiftscope.core.answers import Advance
 from shiftscope.core.filters import Basis, Drift, Layer
+from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 
 SIDES = ("base", "tuned")
 RIDGE_POINTS, RIDGES = 128, 9
+DRIFTS_A_PART = 8
+KERNELS, LAYERS, LAYER = "kernels", "layers", "layer "  # units of drift; the last stands before a layer's name
 KEPT = b"bases"  # key of the table's metadata
 
 
@@ -55,10 +59,10 @@ class Drifting:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.bins < 2 or self.permutations < 20 or self.max_kernels < 2:
+        if self.bins < 2 or self.permutations < 20 or self.max_kernels < 2 or self.seed < 0:
             raise ValueError(
-                f"bins {self.bins}, permutations {self.permutations}, max_kernels {self.max_kernels}: need at least 2, "
-                f"20 and 2"
+                f"bins {self.bins}, permutations {self.permutations}, max_kernels {self.max_kernels}, seed {self.seed}: need "
+                f"at least 2, 20, 2 and 0"
             )
         if self.shuffle not in ("pooled", "paired"):
             raise ValueError(f"shuffle is {self.shuffle!r}: it must be 'pooled' or 'paired'")
@@ -75,6 +79,37 @@ class Side:
     def of(self, kernel: tuple[int, ...]) -> list[Layer]:
         """The layers of one kernel size."""
         return [layer for layer in self.layers if layer.kernel == kernel]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The kernels of one size, of both sides, in their common basis.
+
+    rows, codes: of each side, equally many. here: layers that both sides have, with the codes of each. aligned: whether
+    those are all layers.
+    """
+
+    basis: Basis
+    rows: Sequence[filters.Array]
+    codes: Sequence[np.ndarray[Any, np.dtype[np.int32]]]
+    here: Mapping[str, Sequence[np.ndarray[Any, np.dtype[np.int32]]]]
+    aligned: bool
+
+    def units(self) -> list[str]:
+        """What has a drift of its own: all kernels, whole layers where all pair, and each layer with two kernels or more."""
+        each = [LAYER + name for name, pair in self.here.items() if min(map(len, pair)) > 1]
+        return [KERNELS, *([LAYERS] if self.aligned else []), *each]
+
+    def drift(self, unit: str, drifting: Drifting) -> Drift:
+        """The drift of a unit with its null."""
+        settings: dict[str, Any] = {"permutations": drifting.permutations, "seed": drifting.seed}
+        if unit == LAYERS:
+            ours_LCB, theirs_LCB = (
+                np.stack([self.basis.counts(p[side]) for p in self.here.values()]) for side in (0, 1)
+            )
+            return filters.layer_drift(ours_LCB, theirs_LCB, self.basis, **settings)
+        pair = self.codes if unit == KERNELS else self.here[unit.removeprefix(LAYER)]
+        return filters.drift(pair[0], pair[1], self.basis, paired=drifting.shuffle == "paired", **settings)
 
 
 @dataclass(frozen=True)
@@ -103,6 +138,8 @@ def weights(
     layers: str = "",
     basis: str | Path | None = None,
     drifting: Drifting = Drifting(),
+    parts: Parts | None = None,
+    advance: Advance | None = None,
 ) -> Result:
     """Compare the convolution kernels of two checkpoints as samples, and judge every layer without data.
 
@@ -123,13 +160,18 @@ def weights(
     sizes = _common_sizes(first, second)
     kept = {} if basis is None else _kept(Path(basis), drifting)
     notes = [*caveats, *more]
-    shifts = {size: _shift(first, second, size, kept.get(filters.size(size)), drifting, notes) for size in sizes}
+    earlier = {size: kept.get(filters.size(size)) for size in sizes}
     provenance = {
         "base": first.provenance,
         "tuned": second.provenance,
         "settings": {"layers": layers, "basis": None if basis is None else str(basis), "drifting": asdict(drifting)},
         "versions": {"python": platform.python_version(), **{n: version(n) for n in ("torch", "numpy", "shiftscope")}},
     }
+    parts = parts or Parts()
+    parts.settle(provenance)
+    coded = {size: _coded(first, second, size, earlier[size], drifting, notes) for size in sizes}
+    drifts = _drifts(coded, drifting, parts, advance)
+    shifts = {size: _shift(first, second, coded[size], drifts[size], earlier[size]) for size in sizes}
     return _summarised(first, second, shifts, drifting, notes, provenance)
 
 
@@ -187,10 +229,10 @@ def _kept(path: Path, drifting: Drifting) -> dict[str, Any]:
     return kept
 
 
-def _shift(
+def _coded(
     first: Side, second: Side, size: tuple[int, ...], kept: Mapping[str, Any] | None, drifting: Drifting,
     notes: list[str],
-) -> Shift:  # fmt: skip
+) -> Coded:  # fmt: skip
     sides = [[filters.scaled(layer.rows_NK) for layer in side.of(size)] for side in (first, second)]
     totals = [sum(map(len, rows)) for rows in sides]
     n = min(*totals, drifting.max_kernels)
@@ -212,29 +254,51 @@ def _shift(
             f"--shuffle paired needs the same layers on both sides; those with kernels of size {filters.size(size)} "
             f"differ: use --shuffle pooled"
         )
-    settings: dict[str, Any] = {"permutations": drifting.permutations, "seed": drifting.seed}
-    whole = filters.drift(codes[0], codes[1], found, paired=drifting.shuffle == "paired", **settings)
     place = [np.repeat(np.arange(len(side)), list(map(len, side)))[p] for side, p in zip(sides, picks, strict=True)]
     here = {
         name: [code[where == index] for code, where, index in zip(codes, place, pair, strict=True)]
         for name, pair in names.items()
     }
-    each = {
-        name: filters.drift(pair[0], pair[1], found, paired=drifting.shuffle == "paired", **settings)
-        for name, pair in here.items()
-        if min(map(len, pair)) > 1
-    }
-    by_layer = None
-    if aligned:
-        ours_LCB, theirs_LCB = (np.stack([found.counts(pair[side]) for pair in here.values()]) for side in (0, 1))
-        by_layer = filters.layer_drift(ours_LCB, theirs_LCB, found, **settings)
+    return Coded(found, rows, codes, here, aligned)
+
+
+def _drifts(
+    coded: Mapping[tuple[int, ...], Coded], drifting: Drifting, parts: Parts, advance: Advance | None
+) -> dict[tuple[int, ...], dict[str, Drift]]:
+    """Every drift with its null, some a part: by kernel size, that of all kernels, of whole layers, and of each layer."""
+    items = [(size, unit) for size, one in coded.items() for unit in one.units()]
+    chunks = [items[start : start + DRIFTS_A_PART] for start in range(0, len(items), DRIFTS_A_PART)]
+    number, many = pa.float64(), pa.list_(pa.float64())
+    schema = pa.schema([("nats", number), ("js_nats", number), ("null", many), ("js_null", many)])
+
+    def measure(chunk: Sequence[tuple[tuple[int, ...], str]]) -> dict[str, pa.Table]:
+        found = [coded[size].drift(unit, drifting) for size, unit in chunk]
+        rows = [{"nats": d.nats, "js_nats": d.js_nats, "null": d.null_S, "js_null": d.js_null_S} for d in found]
+        return {"drifts": pa.Table.from_pylist(rows, schema=schema)}
+
+    say = None if advance is None else lambda done, total: advance("nulls", done, total)
+    table = parts.map("nulls", chunks, measure, advance=say, final=True)["drifts"]
+    drifts: dict[tuple[int, ...], dict[str, Drift]] = {size: {} for size in coded}
+    for (size, unit), row in zip(items, table.to_pylist(), strict=True):
+        drifts[size][unit] = Drift(row["nats"], row["js_nats"], np.array(row["null"]), np.array(row["js_null"]))
+    return drifts
+
+
+def _shift(
+    first: Side, second: Side, coded: Coded, drifts: Mapping[str, Drift], kept: Mapping[str, Any] | None
+) -> Shift:
+    n = len(coded.codes[0])
     counted = [
-        {"name": side.name, "kernels": n, "counts": found.counts(code).tolist()}
-        for side, code in zip((first, second), codes, strict=True)
+        {"name": side.name, "kernels": n, "counts": coded.basis.counts(code).tolist()}
+        for side, code in zip((first, second), coded.codes, strict=True)
     ]
     earlier = [side for side in (kept["sides"] if kept else []) if side not in counted]
-    explained = {name: float(filters.principal(side)[2][0]) for name, side in zip(SIDES, rows, strict=True)}
-    return Shift(found, whole, by_layer, each, explained, n, [*earlier, *counted], _ridges(rows, found))
+    explained = {name: float(filters.principal(side)[2][0]) for name, side in zip(SIDES, coded.rows, strict=True)}
+    layers = {unit.removeprefix(LAYER): drift for unit, drift in drifts.items() if unit.startswith(LAYER)}
+    return Shift(
+        coded.basis, drifts[KERNELS], drifts.get(LAYERS), layers, explained, n, [*earlier, *counted],
+        _ridges(coded.rows, coded.basis),
+    )  # fmt: skip
 
 
 def _paired_layers(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[dict[str, tuple[int, int]], bool]:
@@ -376,7 +440,7 @@ def _figures(
 def _p_figure(p: float, drift: Drift) -> Figure:
     n = len(drift.null_S) + 1
     low, high = statistics.wilson(round(p * n), n)
-    return Figure(p, "p", n, low, high)
+    return Figure(p, "", n, low, high)
 
 
 def _verdict(

@@ -208,6 +208,8 @@ def read(source: Source, name: str, field: str = "text", limit: int | None = Non
 
     Raises ValueError naming file and record for anything malformed, for vectors that are not numbers, and for nothing.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: it must be at least 1 record")
     if isinstance(source, np.ndarray) or (isinstance(source, str | Path) and Path(source).suffix == ".npy"):
         return _matrix(source, name, limit)
     if isinstance(source, str | Path) and Path(source).suffix == ".parquet" and Path(source).is_file():
@@ -227,9 +229,15 @@ def read(source: Source, name: str, field: str = "text", limit: int | None = Non
         if limit is not None and number >= limit:
             break
         record = {field: record["prompt"] if plain else record} if plain or isinstance(record, str) else record
-        if not isinstance(record, Mapping) or not isinstance(record.get(field), str):
-            found = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
+        if not isinstance(record, Mapping) or field not in record:
+            found = (", ".join(record) or "nothing") if isinstance(record, Mapping) else type(record).__name__
             raise ValueError(f"{where}, record {number + 1} has no text `{field}` (found: {found}): give --field")
+        if not isinstance(record[field], str):
+            kind = "null" if record[field] is None else f"a {type(record[field]).__name__}"
+            raise ValueError(
+                f"{where}, record {number + 1}: `{field}` is {kind}, not a text: leave the record "
+                f"out, or give --field another one"
+            )
         texts.append(record[field])
         records.append({key: value for key, value in record.items() if key != field})
     if not texts:
@@ -250,8 +258,10 @@ def _matrix(source: Any, name: str, limit: int | None) -> Corpus:
             raise ValueError(f"{source} is not a file: give a .npy matrix of embeddings, or texts")
         try:
             rows_ND = np.load(source, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise ValueError(f"{source} is not a .npy matrix of numbers ({error})") from error
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{source} is not a .npy matrix of numbers: write one with numpy.save, from floats [texts, dimensions]"
+            ) from error
         said = _identified(source, ())
     rows_ND = rows_ND if limit is None else rows_ND[:limit]
     _check(rows_ND, name)

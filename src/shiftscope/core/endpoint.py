@@ -178,9 +178,8 @@ class Endpoint:
         problem = ""
         for attempt in range(1, self.asking.tries + 1):
             if self._silent >= self.asking.give_up_after:
-                return Reply(
-                    None, f"not asked: {self.url} left {self._silent} requests in a row unanswered", attempt - 1
-                )
+                silent = f"{self.url} left {self._silent} requests in a row unanswered"
+                return Reply(None, f"{problem}; {silent}" if problem else f"not asked: {silent}", attempt - 1)
             time.sleep(self.asking.pause_s * 2 ** (attempt - 2) if attempt > 1 else 0)
             body, problem, final = self._try(path, payload)
             if not problem:

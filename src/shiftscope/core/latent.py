@@ -2,9 +2,10 @@
 
 If every domain d holds the same classes in other proportions, p(x|d) = Σ_y p(x|y) p(y|d). From p(d|x) alone come the
 mixes p(y|d) (`nmf` of how often each cluster occurs in each domain, or `anchor`, whose classes are the corners of the hull
-of all p(d|x)) and each text's p_d(y|x) (`pinv` or `em`). Labels are used only by `matched`, for evaluation.
+of all p(d|x)) and each text's p_d(y|x) (`pinv` or `em`). Labels play no part; evaluation is `core/matching.py`,
+planted shifts are `core/planting.py`.
 
-Source: arXiv 2207.13179 (discriminate, discretise, factorise, adjust; the planted shift of its experiments). Anchors by
+Source: arXiv 2207.13179 (discriminate, discretise, factorise, adjust). Anchors by
 successive projection: Gillis and Vavasis 2014, arXiv 1208.1237.
 Deviation: unequal domains are brought to the uniform prior that the theory assumes; the discriminator is out-of-fold and
 tempered, and reads vectors through a kernel map (on digits, five classes of two unlike digits each, mean of eight draws:
@@ -300,68 +301,3 @@ def held_out_errors(cluster_N: Labels, domain_N: Labels, shape: tuple[int, int],
     one, other = (cluster_shares(cluster_N[rows], domain_N[rows], *shape) for rows in (half_N, ~half_N))
     fits = [nmf(one, classes, seed=seed, restarts=3) for classes in range(1, most + 1)]
     return np.array([np.linalg.norm(other - fit.emission_MK @ fit.mixture_KR) for fit in fits])
-
-
-# ---- evaluation and planted shifts
-
-
-def matched(found_N: ArrayLike, truth_N: ArrayLike, classes: int) -> tuple[float, Labels]:
-    """Accuracy of found classes under the best one-to-one naming, and that naming: permutation[found] = true class.
-
-    Hungarian matching on the table of counts, whose size is fixed, so that an empty class has its place.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    found, truth = np.asarray(found_N, dtype=np.int64), np.asarray(truth_N, dtype=np.int64)
-    count_KK = np.bincount(found * classes + truth, minlength=classes * classes).reshape(classes, classes)
-    rows, columns = linear_sum_assignment(count_KK, maximize=True)
-    return float(count_KK[rows, columns].sum() / len(found)), columns.astype(np.int64)
-
-
-def aligned(mixture_KR: Array, reference_KR: Array) -> Labels:
-    """The order of the rows of one mixture in which they are nearest (L1) to those of another, one to one."""
-    from scipy.optimize import linear_sum_assignment
-
-    cost_KK = np.abs(reference_KR[:, None] - mixture_KR[None]).sum(2)
-    return linear_sum_assignment(cost_KK)[1].astype(np.int64)
-
-
-def planted_mixture(
-    classes: int, domains: int, *, alpha: float, condition: float, generator: np.random.Generator
-) -> Array:
-    """p(y|d) [K, R] whose columns are Dirichlet(alpha / K), drawn again until the condition number is small enough.
-
-    Raises ValueError where 10,000 draws do not reach it.
-    """
-    for _ in range(10_000):
-        mixture_RK = generator.dirichlet(np.full(classes, alpha / classes), domains)
-        mixture_RK = np.where(mixture_RK < 1e-7, 0, mixture_RK)
-        mixture_RK /= mixture_RK.sum(1, keepdims=True)
-        if np.linalg.cond(mixture_RK) <= condition:
-            return mixture_RK.T
-    raise ValueError(
-        f"no mix of {classes} classes over {domains} domains with alpha {alpha} has a condition number up to {condition}: "
-        f"allow a larger one"
-    )
-
-
-def planted_domains(label_N: ArrayLike, mixture_KR: Array, generator: np.random.Generator) -> tuple[Labels, Labels]:
-    """Rows of a labelled set dealt into equally large domains of given mixes: the rows used, and the domain of each.
-
-    Each row is used once at most; the scale is the largest at which the most wanted class just suffices.
-    """
-    labels = np.asarray(label_N, dtype=np.int64)
-    classes, domains = mixture_KR.shape
-    wanted_K = mixture_KR.sum(1) / domains
-    have_K = np.bincount(labels, minlength=classes)
-    scale = float(np.min(have_K[wanted_K > 0] / wanted_K[wanted_K > 0]))
-    rows, domain = [], []
-    for label in range(classes):
-        pool = generator.permutation(np.flatnonzero(labels == label))
-        taken = 0
-        for number in range(domains):
-            count = math.floor(mixture_KR[label, number] / domains * scale)
-            rows.append(pool[taken : taken + count])
-            domain.append(np.full(count, number))
-            taken += count
-    return np.concatenate(rows), np.concatenate(domain).astype(np.int64)

@@ -137,6 +137,17 @@ def between(distance_SS: NDArray[np.float64], first: NDArray[np.int64], second: 
     return float(distance_SS[np.ix_(first, second)].mean())
 
 
+def layout(weight_SS: NDArray[np.float64], seed: int = 1234) -> NDArray[np.float64]:
+    """A place in the plane [S, 2] for every slice, to be looked at: springs pull slices together that share items.
+
+    networkx's spring layout with the seed of the published code; distances in it mean nothing exact.
+    """
+    import networkx
+
+    places = networkx.spring_layout(networkx.from_numpy_array(weight_SS), weight="weight", seed=seed)
+    return np.array([places[number] for number in range(len(weight_SS))])
+
+
 def _commute_places(weight_SS: NDArray[np.float64]) -> NDArray[np.float64]:
     values_S, vectors_SS = _eigen(weight_SS)
     return vectors_SS[:, 1:] / np.sqrt(values_S[1:])

@@ -48,7 +48,8 @@ class Panel:
     kind: `line` (x against y, one line per `series`, a band where `low` and `high` are named), `bar` (x is a category
         or a bin), `points`, `heat` (x, y and `color` are column names), `table` (all columns, in order) or `texts` (the
         token heat map: the table is the one of `compare tokens`).
-    x, y, low, high, series, color: column names of `table`; empty when unused.
+    x, y, low, high, series, color, label: column names of `table`; empty when unused. label: what a point is called, on
+        hover and, where points are few, beside it.
     x_title, y_title: axis titles with units. log_x, log_y: logarithmic axes.
     """
 
@@ -62,13 +63,14 @@ class Panel:
     high: str = ""
     series: str = ""
     color: str = ""
+    label: str = ""
     x_title: str = ""
     y_title: str = ""
     log_x: bool = False
     log_y: bool = False
 
     def __post_init__(self) -> None:
-        named = (self.x, self.y, self.low, self.high, self.series, self.color)
+        named = (self.x, self.y, self.low, self.high, self.series, self.color, self.label)
         missing = [name for name in named if name and name not in self.table.column_names]
         if missing:
             raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+import typing
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -40,14 +41,19 @@ class Worker:
     def __init__(self, method: str, settings: Mapping[str, Any], threads: int) -> None:
         import torch
 
-        from shiftscope.core.checkpoints import opened
+        from shiftscope.core.checkpoints import Checkpoint, opened
 
         torch.set_num_threads(threads)
         module, _, name = method.partition(":")
         self.function: Callable[..., Any] = getattr(importlib.import_module(module), name)
         loading = settings.get("loading")
         where = {"dtype": loading.dtype, "device": loading.device} if loading else {}
-        held = {name: opened(settings[name], **where) for name in HELD if settings.get(name) is not None}
+        hints = typing.get_type_hints(self.function)
+        held = {
+            name: opened(settings[name], **where)
+            for name in HELD
+            if settings.get(name) is not None and Checkpoint in typing.get_args(hints[name])
+        }
         self.settings = {**settings, **held}
 
     def work(self, folder: str, shard: tuple[int, int]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from shiftscope.core import overlap
 from shiftscope.core.overlap import Distance
 from shiftscope.core.slices import SliceTable
+
+Measured = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Map:
     distance_GG: NDArray[np.float64]
     refusal: str
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """The groups' names."""
         return [" + ".join(group) for group in self.groups]
@@ -97,17 +100,32 @@ def kept(whole: SliceTable, classes: Sequence[str], graphing: Graphing) -> tuple
     return sized.only([name for names in enough.values() for name in names]), len(shared)
 
 
-def mapped(table: SliceTable, graphing: Graphing) -> Map:
-    """Links, communities, components and distances of one class's slices."""
+def measured(table: SliceTable, graphing: Graphing) -> Measured:
+    """What takes time of one class's map: the community of each slice, and the distances of the groups."""
     weight_SS = overlap.weights(overlap.coefficients(table), graphing.threshold)
     community_S = overlap.communities(weight_SS, weighted=not graphing.unweighted)
-    labels_S = community_S if graphing.merge else np.arange(len(table), dtype=np.int64)
-    unions, groups = overlap.merged(table, labels_S)
+    unions, _ = _grouped(table, community_S, graphing)
+    weight_GG = overlap.weights(overlap.coefficients(unions), graphing.threshold)
+    return community_S, overlap.distances(weight_GG, graphing.distance)
+
+
+def mapped(table: SliceTable, graphing: Graphing, known: Measured | None = None) -> Map:
+    """Links, communities, components and distances of one class's slices. known: of `measured`, where that was done."""
+    community_S, distance_GG = measured(table, graphing) if known is None else known
+    weight_SS = overlap.weights(overlap.coefficients(table), graphing.threshold)
+    unions, groups = _grouped(table, community_S, graphing)
     overlap_GG = overlap.coefficients(unions)
     weight_GG = overlap.weights(overlap_GG, graphing.threshold)
-    distance_GG = overlap.distances(weight_GG, graphing.distance)
     undefined = graphing.distance == "spectral5" and bool(np.isnan(distance_GG).any())
     reason = (overlap.refusal(weight_GG, overlap.SPECTRAL_DIM) or "a component is too small") if undefined else ""
     return Map(
         table, weight_SS, community_S, overlap.components(weight_SS), groups, overlap_GG, distance_GG, reason
     )  # fmt: skip
+
+
+def _grouped(
+    table: SliceTable, community_S: NDArray[np.int64], graphing: Graphing
+) -> tuple[SliceTable, list[list[str]]]:
+    """The groups that distances are of, as slices, and which slices each is made of."""
+    labels_S = community_S if graphing.merge else np.arange(len(table), dtype=np.int64)
+    return overlap.merged(table, labels_S)

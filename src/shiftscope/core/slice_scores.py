@@ -92,19 +92,22 @@ def summarise(
     columns |= {end: [getattr(scores.slices[name], end) for name in names] for end in ("low", "high")}
     columns["items"] = [scores.slices[name].n for name in names]
     table = pa.table(columns)
+    share = worst.unit == "share"
+    measured, form = (f"share {outcome}", ".1%") if share else (outcome, ".3g")
     verdict = [
-        f"The worst slice is {scores.worst}: {outcome} {float(worst.value):.3g} on {worst.n} items, against "
-        f"{float(scores.average.value):.3g} on average."
+        f"The worst slice is {scores.worst}: {measured} {float(worst.value):{form}} on {worst.n} items, against "
+        f"{float(scores.average.value):{form}} on average."
     ]
     panels = [
         Panel(
-            "The worst slices", f"{outcome} of the 30 worst slices, with intervals that hold together.", "bar",
-            table.slice(0, 30), x="slice", y="outcome", low="low", high="high", x_title="slice", y_title=outcome,
+            "The worst slices", f"The 30 worst slices by {measured}, with intervals that hold together.", "bar",
+            table.slice(0, 30), x="slice", y="outcome", low="low", high="high", x_title="slice", y_title=measured,
         )
     ]  # fmt: skip
     notes = [f"{scores.unknown} measured ids are of no tagged item"] if scores.unknown else []
     if trained:
-        panels.append(_by_distance(scores, maps, trained, outcome, figures, notes))
+        panels.append(_by_distance(scores, maps, trained, measured, figures, notes))
+        verdict += _cost(figures, measured)
     return Result(method, table, figures, {}, verdict, notes, panels)
 
 
@@ -138,7 +141,7 @@ def _by_distance(
         rho = float(spearmanr(far_N, value_N).statistic)
         reach, middle = 1.96 * 1.06 / np.sqrt(n - 3), np.arctanh(np.clip(rho, -0.999999, 0.999999))
         low, high = float(np.tanh(middle - reach)), float(np.tanh(middle + reach))
-        figures["distance_outcome_spearman"] = Figure(rho, "rank correlation", n, min(low, rho), max(high, rho))
+        figures["distance_outcome_spearman"] = Figure(rho, "", n, min(low, rho), max(high, rho))
     else:
         notes.append(
             f"distance_outcome_spearman is left out: {n} measured slices beside the trained ones, or all alike"
@@ -150,6 +153,20 @@ def _by_distance(
         ),
     )
     return Panel(
-        "What distance costs", f"{outcome} of every slice against its distance from the trained ones.", "points", table,
-        x="distance", y="outcome", series="class", x_title="distance from the trained slices", y_title=outcome,
+        "What distance costs", f"Every slice's {outcome} against its distance from the trained ones.", "points", table,
+        x="distance", y="outcome", series="class", label="slice", x_title="distance from the trained slices",
+        y_title=outcome,
     )  # fmt: skip
+
+
+def _cost(figures: Mapping[str, Figure], measured: str) -> list[str]:
+    """A sentence on distance and outcome; none where their correlation was left out."""
+    rho = figures.get("distance_outcome_spearman")
+    if rho is None or rho.low is None or rho.high is None:
+        return []
+    said = f"rank correlation {float(rho.value):.2f}, 95 % interval {rho.low:.2f} to {rho.high:.2f}, {rho.n} slices"
+    if rho.low <= 0 <= rho.high:
+        return [f"Distance from the trained slices does not rank the {measured} ({said})."]
+    return [
+        f"The farther a slice lies from the trained ones, the {'lower' if rho.high < 0 else 'higher'} its {measured} ({said})."
+    ]

@@ -25,7 +25,7 @@ def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     share, weight = successes / n, 1 + z * z / n
     middle = (share + z * z / (2 * n)) / weight
     half = z / weight * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return 0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half
 
 
 def share_figure(successes: int, n: int, unit: str = "share") -> Figure:
@@ -69,6 +69,14 @@ def resampled_ratios(
         ratios.append(np.divide(sums[picks].sum(1), total, out=np.full(len(total), np.nan), where=total > 0))
     joined = np.concatenate(ratios)
     return joined[~np.isnan(joined)]
+
+
+def ratio_figure(sums_N: ArrayLike, counts_N: ArrayLike, groups_N: ArrayLike, *, unit: str) -> Figure:
+    """Σ sums / Σ counts, such as nats per token, with its bootstrap interval over groups; n is Σ counts."""
+    sums_G, counts_G = (group_sums(values, groups_N)[0] for values in (sums_N, counts_N))
+    low, high = np.quantile(resampled_ratios(sums_G, counts_G), [0.025, 0.975])
+    value = float(sums_G.sum() / counts_G.sum())
+    return Figure(value, unit, int(counts_G.sum()), min(float(low), value), max(float(high), value))
 
 
 def mean_figure(

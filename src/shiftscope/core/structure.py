@@ -150,9 +150,12 @@ def _propose_dimensions(
     least = int(discovery.dimension_rounds * discovery.keep_share) + 1
     found.named = {name: count for name, count in named.items() if count >= least}
     if not found.named:
-        problem = next(
-            (reply.problem for reply in replies if reply.problem), "its proposals differ from round to round"
+        problems = sorted(
+            {reply.problem for reply in replies if reply.problem}, key=lambda one: one.startswith("not asked")
         )
+        problem = problems[0] if problems else "its proposals differ from round to round"
+        if asker.failed and not asker.asked + asker.replayed:
+            raise ValueError(f"{asker.backend.model} answered none of {len(replies)} questions: {problem}")
         raise ValueError(
             f"{asker.backend.model} named no dimension in {least} of {discovery.dimension_rounds} rounds ({problem}): "
             f"try a larger model, more rounds or a smaller --keep-share"

@@ -82,6 +82,8 @@ def _files(source: str) -> Sequence[Path]:
             )
         return [path]
     if not path.is_dir():
+        if path.suffix == ".safetensors" or path.suffix in TORCH_SUFFIXES:
+            raise ValueError(f"{source} is not a file: give a file of weights, a folder of them or a hub id")
         parsed = checkpoints.parse(source)
         if parsed.adapter:
             raise ValueError(

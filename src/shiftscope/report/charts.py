@@ -19,6 +19,8 @@ from shiftscope.report import formats
 
 ROW_LIMIT = 5000
 HEIGHT_PX = 240
+WHOLE_TICKS = 10  # so many whole numbers each get a tick
+LABELLED = 60  # points that still have room for their names
 LEGEND_CHARACTERS = 44  # what fits on one line of a narrow chart
 BASE_TUNED = {"light": ["#0072b2", "#d55e00"], "dark": ["#6bb8f0", "#f0883e"]}
 OTHER = {  # never the colours of base and tuned; apart for colour-blind readers
@@ -110,6 +112,7 @@ def theme(mode: str) -> dict[str, Any]:
         "point": {"size": 38, "filled": True, "opacity": 0.75, "color": OTHER[mode][0]},
         "bar": {"color": OTHER[mode][0], "cornerRadiusEnd": 2},
         "rule": {"color": ink, "strokeWidth": 1.5},
+        "text": {"color": soft, "fontSize": 11},
         "rect": {"stroke": None},
     }
 
@@ -150,6 +153,7 @@ def bundle() -> str:
 
 def _channels(panel: Panel) -> dict[str, str]:
     names = {
+        "label": panel.label,
         "x": panel.x,
         "y": panel.y,
         "low": panel.low,
@@ -205,8 +209,11 @@ def _axis(panel: Panel, axis: str, *, discrete: bool = False) -> Any:
     if discrete or not _numeric(panel, column):
         return channel(f"{axis}:O", title=title, sort=None)
     scale = alt.Scale(type="log") if log else alt.Scale(zero=False, nice=axis == "y")
-    whole = pa.types.is_integer(panel.table.schema.field(column).type)
-    ticks = alt.Axis(tickMinStep=1, format=",d") if whole and not log else alt.Undefined
+    ticks: Any = alt.Undefined
+    if pa.types.is_integer(panel.table.schema.field(column).type) and not log:
+        few = sorted({value for value in panel.table[column].to_pylist() if value is not None})
+        places = {"values": few} if len(few) <= WHOLE_TICKS else {"tickMinStep": 1}  # a step may give halves
+        ticks = alt.Axis(format=",d", **places)
     return channel(f"{axis}:Q", title=title, scale=scale, axis=ticks)
 
 
@@ -260,6 +267,8 @@ def _points(panel: Panel, chart: alt.Chart) -> Any:
     dots = chart.mark_point().encode(x=_axis(panel, "x"), y=_axis(panel, "y"), color=color, tooltip=_tooltip(panel))
     if panel.low and panel.high:
         dots = chart.mark_rule().encode(x=_axis(panel, "x"), y=alt.Y("low:Q"), y2="high:Q", color=color) + dots
+    if panel.label and panel.table.num_rows <= LABELLED:
+        dots += chart.mark_text(dy=-9).encode(x=_axis(panel, "x"), y=_axis(panel, "y"), text="label:N")
     return dots
 
 
