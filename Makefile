@@ -30,6 +30,7 @@ zoo: .venv/.dev
 
 .venv/.dev: .venv/.run
 	$(INSTALL) --editable ".[dev]"
+	$(INSTALL) --no-deps "open_clip_torch==3.3.0"  # for its list of merges: a real tokenizer; the package is not imported
 	touch $@
 
 clean:

@@ -8,6 +8,8 @@ from transformers import AutoTokenizer
 from shiftscope import report
 from shiftscope.adapt.tokenizer import split, tokenizer
 from shiftscope.cli import command
+from shiftscope.core import merging, rates, tokenizer_training
+from shiftscope.core.parts import Parts
 from shiftscope.core.tokenizer_training import Compressing
 from shiftscope.zoo import docs
 
@@ -73,6 +75,40 @@ def test_the_split_is_by_whole_texts_follows_the_seed_and_overlaps_nowhere():
     assert split(texts, 0.2, 50, seed=1) == (train, valid, test)
     assert split(texts, 0.2, 50, seed=2)[2] != test
     assert tuple(map(len, split(texts[:3], 0.9, 10**6, seed=0))) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "compression"])
+def test_an_interrupted_training_leaves_no_tokenizer_and_goes_on_from_its_parts(kind, records, tmp_path, monkeypatch):
+    settings = {"texts": records[:60], "kind": kind, "vocabulary_size": 280}
+    settings["compressing"] = Compressing(candidates=2, valid_bytes=2_000)
+    seen = []
+    whole = tokenizer(out=tmp_path / "whole", advance=lambda *place: seen.append(place), **settings)
+    assert {"measuring tokenizers"} < {stage for stage, _, _ in seen}
+    own, calls = rates.codes, []
+
+    def failing(*given, **named):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return own(*given, **named)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rates, "codes", failing)
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer(out=tmp_path / "run", parts=Parts(tmp_path / "p"), **settings)
+    assert not (tmp_path / "run").exists()
+    with monkeypatch.context() as patched:  # nothing is trained again
+        patched.setattr(tokenizer_training, "trained", None)
+        patched.setattr(merging, "learn", None)
+        resumed = tokenizer(out=tmp_path / "run", parts=Parts(tmp_path / "p", resume=True), **settings)
+    assert resumed.table.equals(whole.table)
+    assert {n: f.value for n, f in resumed.figures.items()} == {n: f.value for n, f in whole.figures.items()}
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer")) == resumed["vocabulary"]
+
+
+def test_training_is_no_work_for_shards(records, tmp_path):
+    with pytest.raises(ValueError, match="leave --shard out"):
+        tokenizer(texts=records[:10], out=tmp_path, parts=Parts(tmp_path / "p", shard=(0, 2)))
 
 
 def test_a_tokenizer_is_never_written_over(records, tmp_path):

@@ -12,6 +12,7 @@ from shiftscope import report
 from shiftscope.cli import command
 from shiftscope.compare.tokenizers import BYTES, tokenizers
 from shiftscope.core import coding, segmentation, tokenizer_training
+from shiftscope.core.parts import Parts, ShardDone
 from shiftscope.core.rates import Measuring
 from shiftscope.zoo import docs
 
@@ -176,6 +177,37 @@ def test_texts_that_vanish_are_left_out_by_group_and_refused_as_a_whole():
     assert any("turns the texts of domain lost into no token" in note for note in found.notes)
     with pytest.raises(ValueError, match="into no token at all"):
         tokenizers({"eraser": eraser}, texts=texts[1:])
+
+
+def test_a_comparison_in_parts_and_shards_is_the_whole_one_and_resumes(corpus, tmp_path, monkeypatch):
+    made = {name: docs.train_tokenizer([r["text"] for r in corpus[:n]], 400) for name, n in (("a", 10), ("b", 30))}
+    settings = {"texts": corpus[::8], "added": 8, "measuring": Measuring(order=2, coded_bytes=5_000)}
+    seen = []
+    whole = tokenizers(made, **settings, advance=lambda *place: seen.append(place))
+    assert seen[-1] == ("measuring tokenizers", len(seen), len(seen))
+    for shard in (0, 1):
+        with pytest.raises(ShardDone):
+            tokenizers(made, **settings, parts=Parts(tmp_path, resume=True, shard=(shard, 2)))
+    with monkeypatch.context() as patched:
+        patched.setattr(segmentation, "cut", None)  # all is on disk: no text is cut again
+        merged = tokenizers(made, **settings, parts=Parts(tmp_path, resume=True))
+    assert merged.table.equals(whole.table)
+    assert merged.figures == whole.figures
+    assert (merged.notes, merged.verdict) == (whole.notes, whole.verdict)
+    with pytest.raises(ValueError, match=r"were made with .*added = 8"):
+        tokenizers(made, **settings | {"added": 9}, parts=Parts(tmp_path, resume=True))
+
+
+def test_every_domain_and_language_has_figures_of_its_own(result):
+    names = {
+        "tokens_per_char.100000.domain.docs",
+        "tokens_per_char.1000.domain.code",
+        "bytes_per_token.1000.language.xx",
+    }
+    assert names <= set(result.figures)
+    for name in names:
+        figure = result.figures[name]
+        assert figure.low <= figure.value <= figure.high
 
 
 def test_bad_input_is_one_sentence(tmp_path):

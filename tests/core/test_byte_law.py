@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from shiftscope.core import byte_law, canonical, checkpoints, token_bytes
-from shiftscope.core.byte_law import ByteLaw, Engine, Node
+from shiftscope.core.byte_law import ByteLaw, Engine
+from shiftscope.core.token_tree import Node
 
 PROSE = "Return the sum of all values.\n\nIf a value isn't a number, raise the error. Values are 12, 345 and x = y:\n    pass\n\n"
 
@@ -386,6 +387,117 @@ def test_other_architectures_run_in_the_tree_and_stay_unaltered(kind):
     assert torch.equal(model(probe).logits, before)
 
 
+def total_variation(one, other):
+    return 0.5 * (np.abs(one.p - other.p).sum() + abs(one.end - other.end))
+
+
+@pytest.mark.parametrize("support", ["canonical", "unmasked", "all"])
+@pytest.mark.parametrize("error", [0.0, 0.01, 0.1, 0.4])
+def test_a_lazy_law_is_no_further_from_the_full_one_than_it_certifies(support, error):
+    tokens = tiny_tokens()
+    most = saved = 0
+    for salt in range(4):
+        asked = []
+
+        def law(path, salt=salt, asked=asked):
+            asked.append(path)
+            return random_law(tokens.size)((*path, -salt))
+
+        engine = Engine(ClosedForm(law), tokens, canonical.validity(tokens, support), (0,), support)
+        lazy, full = (ByteLaw(engine, b"a", error=allowed) for allowed in (error, 0.0))
+        for byte in b"ba\n\nb ab1":
+            counts = []
+            for one in (lazy, full):
+                asked.clear()
+                one.push(byte)
+                one.law()
+                counts.append(len(set(asked)))
+            found, exact = lazy.law(), full.law()
+            assert total_variation(found, exact) <= found.error + 1e-12
+            assert found.error <= error
+            assert found.logp - 1e-12 <= exact.logp <= found.logp - math.log1p(-found.error) + 1e-12
+            most, saved = max(most, found.error), saved + counts[1] - counts[0]
+        assert error > 0 or len(lazy.contexts) == len(full.contexts)
+        lazy.settle(error=0)
+        assert total_variation(lazy.law(), full.law()) < 1e-12  # all that slept can be woken later
+    assert error > 0 or most == 0
+    assert error < 0.4 or (
+        most > 0 and saved > 0
+    )  # 22 tokens have few contexts: what is saved on prose is measured below
+
+
+def test_an_allowed_error_saves_forwards_on_prose_and_is_kept(base):
+    """Measured on docs-base: 0.74 forwards per byte at an error of 1e-3, 0.60 at 1e-2."""
+    text, cost, laws = PROSE[:110].encode(), {}, {}
+    for error in (0.0, 1e-3, 1e-2):
+        engine = byte_law.engine_of(base, "unmasked")
+        law = ByteLaw(engine, text[:20], error=error)
+        law.law()
+        before, laws[error] = engine.tree.positions, []
+        for byte in text[20:]:
+            law.push(byte)
+            laws[error].append(law.law())
+        cost[error] = (engine.tree.positions - before) / 90
+    assert cost[1e-2] < 0.8 < cost[0.0]
+    assert cost[1e-2] < cost[1e-3] < cost[0.0]
+    for error in (1e-3, 1e-2):
+        for found, exact in zip(laws[error], laws[0.0], strict=True):
+            assert total_variation(found, exact) <= found.error + 2e-5  # float32 in other layouts of the tree
+            assert found.error <= error
+
+
+def test_texts_pushed_together_lazily_are_those_pushed_alone(base):
+    engine = byte_law.engine_of(base, "unmasked")
+    texts = [b"Return the ", b"If x is a nu"]
+    laws = byte_law.begin(engine, texts, error=0.05)
+    alone = [ByteLaw(byte_law.engine_of(base, "unmasked"), text, error=0.05) for text in texts]
+    for pair in zip(b"sum of", b"mber, ", strict=True):
+        byte_law.extend(laws, pair)
+        for one, byte in zip(alone, pair, strict=True):
+            one.push(byte)
+    for one, other in zip(laws, alone, strict=True):
+        assert one.law().error == pytest.approx(other.law().error, abs=1e-4)
+        np.testing.assert_allclose(one.law().p, other.law().p, atol=2e-5)
+    taken = laws[0].law()
+    laws[0].push(ord(" "))
+    laws[0].pop()
+    np.testing.assert_allclose(laws[0].law().p, taken.p, atol=2e-5)
+
+
+@pytest.mark.parametrize("text", [b"retu", b"x = 0", b"self.v", b" values"])
+def test_all_tokenisations_equal_brute_force_over_every_segmentation_on_a_trained_model(text):
+    """The source's setting of unlimited beams: plain forwards of every segmentation, float64; no tree, no cache, no merging."""
+    own = checkpoints.load("docs-base")
+    checkpoint = checkpoints.wrap(own.model.double(), own.tokenizer)
+    engine = byte_law.engine_of(checkpoint, "all")
+    spelled = {token: piece for token, piece in enumerate(engine.tokens.spelled) if piece is not None}
+    by_bytes = {}
+    for token, piece in spelled.items():
+        by_bytes.setdefault(piece, []).append(token)
+    paths = {0: [((), 0.0)]}
+    next_256, end = np.zeros(256), 0.0
+    for start in range(len(text) + 1):
+        for path, logp in paths.get(start, []):
+            with torch.no_grad():
+                p_V = checkpoint.model(torch.tensor([[*engine.opening, *path]])).logits[0, -1].softmax(-1).numpy()
+            for stop in range(start + 1, len(text) + 1):
+                for token in by_bytes.get(text[start:stop], []):
+                    paths.setdefault(stop, []).append(((*path, token), logp + math.log(p_V[token])))
+            rest = text[start:]
+            for token, piece in spelled.items():
+                if len(piece) > len(rest) and piece.startswith(rest):
+                    next_256[piece[len(rest)]] += math.exp(logp) * p_V[token]
+            if start == len(text):
+                end += math.exp(logp) * p_V[list(engine.ends)].sum()
+    assert len(paths[len(text)]) >= 4
+    found, total = ByteLaw(engine, text).law(), next_256.sum() + end
+    np.testing.assert_allclose(found.p, next_256 / total, atol=1e-10)
+    assert found.end == pytest.approx(end / total, abs=1e-10)
+    if text == b"retu":
+        canonical_only = ByteLaw(byte_law.engine_of(checkpoint), text).law()
+        assert total_variation(canonical_only, found) > 1e-6  # the other law, of canonical encodings alone
+
+
 def test_places_of_forgotten_texts_are_given_back(base):
     engine = byte_law.engine_of(base, "unmasked")
     for start in range(0, 12):
@@ -403,6 +515,8 @@ def test_what_cannot_be_is_refused_in_a_sentence(engine, base):
         law.pop(3)
     with pytest.raises(ValueError, match="reads at most 256"):
         ByteLaw(engine, PROSE.encode() * 10).law()
+    with pytest.raises(ValueError, match="error is 1"):
+        ByteLaw(engine, b"ab", error=1)
     with pytest.raises(ValueError, match="support is 'some'"):
         byte_law.engine_of(base, "some")
     tokens = tiny_tokens()

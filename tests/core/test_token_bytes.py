@@ -9,6 +9,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from shiftscope.core import canonical, checkpoints, token_bytes
+from shiftscope.core.character_classes import pattern
+from shiftscope.core.merge_pairs import Merges
 
 TEXT = (
     "def value(self, other):\n    return self.value + other  # the sum\n\n\nIt's the value's owner; they'll read 1234567 "
@@ -142,7 +144,7 @@ def test_an_interval_holds_exactly_the_tokens_that_begin_with_a_prefix(docs_byte
 @pytest.mark.parametrize("name", ["gpt2", "sentencepiece", "docs"])
 def test_merge_spines_give_the_pairs_that_the_merges_leave_apart(name, docs_bytes):
     tokens = docs_bytes if name == "docs" else token_bytes.read(wrapped(FAMILIES[name]()))
-    merges = canonical.Merges(tokens)
+    merges = Merges(tokens)
     assert merges.monotone
     generator, ids = np.random.default_rng(0), np.flatnonzero(merges.reachable_V)
     short = [token for token in ids if len(merges.pieces[token]) < 4]  # short ones are in most conflicts
@@ -234,14 +236,53 @@ def test_an_incomplete_last_character_is_kept(docs_bytes):
     assert docs_bytes.normalised("café".encode()[:-1]) == "café".encode()[:-1]
 
 
-def test_a_tokenizer_that_marks_ends_of_words_is_refused():
-    tokenizer = Tokenizer(models.BPE(vocab={"a</w>": 0, "a": 1}, merges=[], end_of_word_suffix="</w>"))
-    with pytest.raises(ValueError, match="marks ends of words"):
+def ended_words():
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    rule = Regex(r"'s|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(rule, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, show_progress=False, end_of_word_suffix="</w>")
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    return tokenizer
+
+
+def test_a_mark_at_the_end_of_a_word_is_a_blank():
+    tokens = token_bytes.read(ended_words())
+    assert tokens.trail == b" "
+    text = "the quick fox , 2 0 2 4 naïve"
+    ids = tokens.encode(text)
+    assert b"".join(tokens.spelled[token] for token in ids) == text.encode() + b" "
+    assert tokens.encode(text + " ") == ids
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("the fox, quick", 7), ("the  fox", 4), ("The fox", 0), ("the fox's tail", 7), ("fox1 dogs", 3), (" the fox", 0)],
+)
+def test_a_text_that_comes_back_otherwise_from_marked_words_is_refused_with_the_place(text, place):
+    tokens = token_bytes.read(ended_words())
+    with pytest.raises(ValueError, match=f"from byte {place} on"):
+        tokens.normalised(text)
+
+
+@pytest.mark.parametrize("make", [wordpiece, ended_words])
+@pytest.mark.parametrize("text", ["", "the", "the ", "the quick", "the quick ", "the qui", "the quick f"])
+def test_a_text_of_words_may_be_cut_anywhere(make, text):
+    tokens = token_bytes.read(wrapped(make()) if make is wordpiece else make())
+    assert tokens.normalised(text) == text.encode()
+
+
+def test_a_tokenizer_that_marks_the_inside_of_words_is_refused():
+    tokenizer = Tokenizer(models.BPE(vocab={"##a": 0, "a": 1}, merges=[], continuing_subword_prefix="##"))
+    with pytest.raises(ValueError, match="marks pieces inside a word"):
         token_bytes.read(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
 
 
 def test_patterns_keep_what_pre_tokenizers_can_tell_apart():
-    assert canonical.pattern(b" hello") == canonical.pattern(b" the")
-    assert canonical.pattern(b"123") != canonical.pattern(b"12")
-    assert canonical.pattern(b"'s") != canonical.pattern(b"'x")
-    assert canonical.pattern(b"\x80ab") == b"\x80aa"
+    assert pattern(b" hello") == pattern(b" the")
+    assert pattern(b"123") != pattern(b"12")
+    assert pattern(b"'s") != pattern(b"'x")
+    assert pattern(b"\x80ab") == b"\x80aa"

@@ -1,108 +1,117 @@
-"""generate bytes: drawn text has the exact law, alone or in a batch; scoring a corpus needs no loop over bytes."""
+"""generate bytes: answers are scored and drawn by the exact law; middles are found where a prefix cuts a word, naive ones beside."""
 
 import json
 import math
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shiftscope.core.byte_law import Law
-from shiftscope.generate.bytes import END, ByteModel, ByteSampling, bytes_, choose
+from shiftscope.core import byte_law, checkpoints
+from shiftscope.core.byte_model import ByteModel, ByteSampling
+from shiftscope.core.infilling import Infilling
+from shiftscope.generate.bytes import bytes_
 
-PROMPTS = ["Return the absolu", "If the argument is a str", "Raise ValueErr", "The def"]
+MARKS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+NOUNS = {
+    "lantern": "light it", "lance": "throw it", "language": "speak it", "landing": "sweep it", "kettle": "boil it",
+    "key": "turn it", "keyboard": "type on it", "keeper": "ask him", "candle": "burn it", "candy": "eat it",
+    "canvas": "paint it", "canal": "cross it",
+}  # fmt: skip
+SILENT = ("we take", "they keep", "you want", "all of us see")
+
+
+def sentences(n, seed):
+    """(prefix, noun, suffix) of sentences whose end says which noun stands in the middle."""
+    generator = np.random.default_rng(seed)
+    words = list(NOUNS)
+    for _ in range(n):
+        noun = words[generator.integers(len(words))]
+        yield f"{SILENT[generator.integers(4)]} the", f" {noun}", f" and then {NOUNS[noun]}."
 
 
 @pytest.fixture(scope="module")
-def model(docs):
-    return ByteModel(docs[0], support="unmasked")
+def filler():
+    """A tiny model taught to fill in whole words in both orders, with StarCoder's tokens; a few seconds."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, show_progress=False, special_tokens=["<end>", *MARKS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator(["".join(parts) for parts in sentences(400, 0)], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", bos_token="<end>", extra_special_tokens=list(MARKS)
+    )
+    p, s, m = fast.convert_tokens_to_ids(list(MARKS))
+    rows = []
+    for number, parts in enumerate(sentences(600, 1)):
+        prefix, middle, suffix = (fast(part)["input_ids"] for part in parts)
+        psm, spm = [p, *prefix, s, *suffix, m, *middle], [p, s, *suffix, m, *prefix, *middle]
+        rows.append([0, *(psm if number % 2 else spm), 0])
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    labels = ids.masked_fill(torch.arange(width)[None] >= torch.tensor([len(row) for row in rows])[:, None], -100)
+    config = LlamaConfig(
+        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+        optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        for _ in range(160):
+            some = torch.randint(len(ids), (32,))
+            loss = model(ids[some], labels=labels[some]).loss
+            loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    model.eval()
+    return checkpoints.wrap(model, fast)
 
 
-@pytest.fixture(scope="module")
-def strict(docs):
-    return ByteModel(docs[0])
+def naive(model, order, prefix, suffix):
+    """Token prompting: the prefix as complete tokens, the middle after the frame (engine of the middle, covered bytes)."""
+    ids = {part: model.checkpoint.tokenizer(part)["input_ids"] for part in (prefix, suffix)}
+    p, s, m = model.checkpoint.tokenizer.convert_tokens_to_ids(list(MARKS))
+    frame = [p, *ids[prefix], s, *ids[suffix], m] if order == "psm" else [p, s, *ids[suffix], m, *ids[prefix]]
+    engine = model.engine
+    return engine.framed(frame, engine.tokens, engine.rules, engine.ends), b""
 
 
-def test_greedy_bytes_complete_a_word_that_the_prompt_cuts(model):
-    found = model.sample(PROMPTS, ByteSampling(temperature=0, max_new_bytes=12))
-    assert found[0].text.startswith("te ")
-    assert found[2].text.startswith("or")
-    for prompt, drawn in zip(PROMPTS, found, strict=True):
-        text = prompt.encode()
-        for byte in drawn.answer:
-            assert byte == model.law(text).p.argmax()
-            text += bytes([byte])
-
-
-def test_an_answer_is_the_same_alone_and_in_a_batch(model):
-    sampling = ByteSampling(max_new_bytes=24, seed=3)
-    together = model.sample(PROMPTS, sampling)
-    for number in (1, 3):
-        alone = model.sample([PROMPTS[number]], sampling, documents=[number])[0]
-        assert alone.answer == together[number].answer
-        assert alone.logp_nats == pytest.approx(together[number].logp_nats, abs=1e-3)
-
-
-def test_the_drawn_probability_is_that_of_reading_the_text_again(strict):
-    drawn = strict.sample(["def value(sel"], ByteSampling(max_new_bytes=20, seed=1))[0]
-    laws = strict.laws(b"def value(sel" + drawn.answer)[13:]
-    again = sum(math.log(law.p[byte]) for law, byte in zip(laws, drawn.answer, strict=False))
-    again += math.log(laws[-1].end) if drawn.stopped == "end" else 0
-    assert drawn.logp_nats == pytest.approx(again, abs=2e-3)
-    assert 0 <= drawn.lost_mean < 0.5
-
-
-def test_bits_per_byte_needs_one_forward_and_equals_the_sum_over_bytes(strict):
-    texts = ["Return a new list of all values.", "The naïve café opens at 10."]
-    before = strict.engine.tree.forwards
-    bits = strict.bits_per_byte(texts)
-    assert strict.engine.tree.forwards == before + 1
-    total = 0.0
-    for text in texts:
-        for law, byte in zip(strict.laws(text), text.encode(), strict=False):
-            total -= math.log2(law.p[byte] * (1 - law.lost))
-    assert bits == pytest.approx(total / sum(len(text.encode()) for text in texts), abs=1e-3)
-    tokens = [strict.checkpoint.tokenizer(text)["input_ids"] for text in texts]
-    own = sum(-value for value in _token_logp(strict.checkpoint, tokens)) / math.log(2)
-    # every other canonical beginning of the text adds to its probability: never more bits than its own encoding
-    assert bits * sum(len(text.encode()) for text in texts) <= own + 1e-3
-
-
-def _token_logp(checkpoint, rows):
-    import torch
-
-    for ids in rows:
-        with torch.no_grad():
-            logp = checkpoint.model(torch.tensor([[checkpoint.tokenizer.bos_token_id, *ids]])).logits[0].log_softmax(-1)
-        yield float(logp[:-1].gather(-1, torch.tensor(ids)[:, None]).sum())
-
-
-def test_the_first_byte_after_a_cover_has_the_byte_law(model):
-    """Mode cover: the prompt exact, then tokens; its first bytes are draws from the same law."""
-    prompt, n = b"Return the val", 400
-    drawn = model.sample([prompt] * n, ByteSampling(mode="cover", max_new_bytes=2, seed=5), documents=range(n))
-    law = model.law(prompt)
-    for byte in np.argsort(-law.p)[:3]:
-        share = np.mean([answer.answer[:1] == bytes([byte]) for answer in drawn])
-        # four standard errors of a share of n draws
-        assert abs(share - law.p[byte]) < 4 * math.sqrt(law.p[byte] * (1 - law.p[byte]) / n) + 1e-3
-    assert all(math.isnan(answer.logp_nats) for answer in drawn)
-
-
-def test_a_text_stops_at_a_stop_text_at_its_length_and_at_the_context(model):
-    stopped = model.sample(["Return the absolu"], ByteSampling(temperature=0, stop=(" ",)))[0]
-    assert (stopped.answer, stopped.stopped) == (b"te", "stop")
-    assert model.sample(["Return"], ByteSampling(max_new_bytes=3))[0].stopped in ("length", "end")
-    long = "Return the value of the name. " * 36
-    assert model.sample([long], ByteSampling(temperature=0, max_new_bytes=400))[0].stopped in ("context", "end")
-
-
-def test_choose_is_inverse_cdf_and_zero_temperature_is_greedy():
-    p = np.zeros(256)
-    p[[5, 9]] = 0.5, 0.3
-    law = Law(p, 0.2, 0.0, 0.0)
-    assert [choose(law, u) for u in (0.0, 0.49, 0.51, 0.79, 0.81, 1 - 1e-16)] == [5, 5, 9, 9, END, END]
-    assert choose(law, 0.99, temperature=0) == 5
-    assert choose(law, 0.9, temperature=0.1) == 5  # bytes sharpened: 0.5^10 outweighs the rest
+@pytest.mark.parametrize("order", ["psm", "spm"])
+def test_middles_after_a_cut_word_are_found_byte_for_byte_where_token_prompting_fails(filler, order, tmp_path):
+    """Replication of the source's use: prefixes that end inside a token, exact against prompts of complete tokens."""
+    cuts = [
+        {"prompt": prefix + noun[:cut], "answer": noun[cut:], "suffix": suffix}
+        for prefix, noun, suffix in sentences(20, 9)
+        for cut in (3, 4)
+        if cut < len(noun)
+    ]
+    (tmp_path / "cuts.jsonl").write_text("\n".join(map(json.dumps, cuts)))
+    sampling = ByteSampling(temperature=0, max_new_bytes=16)
+    result = bytes_(filler, prompts=tmp_path / "cuts.jsonl", sampling=sampling, infilling=Infilling(order))
+    model = ByteModel(filler)
+    asked = [naive(model, order, row["prompt"], row["suffix"]) for row in cuts]
+    drawn = model.draw(asked, [b""] * len(asked), sampling, ())
+    matched = np.mean([one.text == row["answer"] for one, row in zip(drawn, cuts, strict=True)])
+    bits = []
+    for (engine, _), row in zip(asked, cuts, strict=True):
+        laws = byte_law.teacher_forced(engine, row["answer"].encode())
+        bits.append((laws[0].logp - laws[-1].logp) / math.log(2))
+    assert result["middle_exact_share"] > 0.95  # measured: 1.0, 0.005 bits per middle
+    assert matched < 0.1  # measured: 0.0, 24 to 26 bits
+    assert result["middle_bits"] < 0.5
+    assert np.mean(bits) > 10
+    assert result["middle_end_bits"] < 0.2
+    assert result.table["stopped"].to_pylist().count("given") == len(cuts)
+    pairs = [(row["prompt"], row["suffix"]) for row in cuts]
+    covers = model.infill(pairs, ByteSampling("cover", temperature=0, max_new_bytes=8), how=Infilling(order))
+    assert np.mean([one.text == row["answer"] for one, row in zip(covers, cuts, strict=True)]) > 0.95
+    assert {one.stopped for one in covers} == {"end"}
 
 
 def test_the_command_scores_given_answers_and_draws_the_others(docs, tmp_path):
@@ -116,21 +125,3 @@ def test_the_command_scores_given_answers_and_draws_the_others(docs, tmp_path):
     assert result["positions_per_byte"] < 3  # short answers: the prompts' own positions count too
     assert any("exact in a fuzz" in note for note in result.notes)
     result.save(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ({"mode": "words"}, "mode is 'words'"),
-        ({"temperature": -1.0}, "temperature -1.0"),
-        ({"mode": "cover", "stop": ("x",)}, "need mode bytes"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        ByteSampling(**settings)
-
-
-def test_no_bytes_have_no_bits(model):
-    with pytest.raises(ValueError, match="no bytes"):
-        model.bits_per_byte([""])

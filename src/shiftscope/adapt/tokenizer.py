@@ -13,8 +13,9 @@ See also: `compare tokenizers` measures any tokenizers on any texts.
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -24,9 +25,11 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from shiftscope.core import documents, randomness, rates, segmentation, tokenizer_training
+from shiftscope.core import documents, merge_parts, randomness, rates, segmentation, tokenizer_training
+from shiftscope.core.answers import Advance
 from shiftscope.core.documents import Corpora
 from shiftscope.core.merging import Merge
+from shiftscope.core.parts import Parts
 from shiftscope.core.rates import CODERS, Measuring, Row, Sizes
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.tokenizer_training import ALPHABET, UNKNOWN, Compressing
@@ -47,6 +50,8 @@ def tokenizer(
     held_out: float = 0.1,
     seed: int = 0,
     compressing: Compressing = Compressing(),
+    parts: Parts | None = None,
+    advance: Advance | None = None,
 ) -> Result:
     """Train a tokenizer, save it in out/tokenizer (loadable by transformers), and measure it on texts held out.
 
@@ -76,25 +81,28 @@ def tokenizer(
         raise ValueError(
             f"vocabulary_size is {vocabulary_size}: bytes and special tokens alone need {least} with one more"
         )
-    plain = [document.text for document in documents.documents(texts, limit)]
-    train, valid, test = split(plain, held_out, compressing.valid_bytes if kind == "compression" else 0, seed)
-    merges: dict[str, list[Merge]] = {}
-    if kind == "compression":
-        merges = _both(train, valid, vocabulary_size - len(special), compressing)
-        made = {
-            n: tokenizer_training.exported(m, special, across_words=compressing.across_words) for n, m in merges.items()
-        }
-    else:
-        made = {} if kind == "bpe" else {PLAIN: tokenizer_training.trained("bpe", train, vocabulary_size, special)}
-        made[kind] = tokenizer_training.trained(kind, train, vocabulary_size, special)
-    _save(made[kind], special, kind, target)
-    rows = _rows(made, test, seed)
+    parts = parts or Parts()
+    if parts.shard != (0, 1):
+        raise ValueError("a tokenizer is trained as one piece of work: leave --shard out (--resume goes on with it)")
     settings = {
         "texts": documents.identified(texts), "kind": kind, "vocabulary_size": vocabulary_size, "special": special,
         "limit": limit, "held_out": held_out, "seed": seed, "compressing": asdict(compressing), "tokenizer": str(target),
     }  # fmt: skip
     versions = {name: version(name) for name in ("tokenizers", "transformers", "numpy", "shiftscope")}
     provenance = {"settings": settings, "versions": {"python": platform.python_version(), **versions}}
+    parts.settle(provenance)
+    plain = [document.text for document in documents.documents(texts, limit)]
+    train, valid, test = split(plain, held_out, compressing.valid_bytes if kind == "compression" else 0, seed)
+    merges: dict[str, list[Merge]] = {}
+    if kind == "compression":
+        merges = _both(train, valid, vocabulary_size - len(special), compressing, parts, advance)
+        made = {
+            n: tokenizer_training.exported(m, special, across_words=compressing.across_words) for n, m in merges.items()
+        }
+    else:
+        made = _trained(kind, train, vocabulary_size, special, parts, advance)
+    rows = _rows(made, test, seed, parts, advance)
+    _save(made[kind], special, kind, target)
     counts = len(train), len(valid), len(test)
     return summarise(rows, kind, merges, target, counts, provenance)
 
@@ -123,14 +131,42 @@ def split(texts: Sequence[str], held_out: float, valid_bytes: int, seed: int) ->
     return train, valid, test
 
 
-def _both(train: list[str], valid: list[str], size: int, compressing: Compressing) -> dict[str, list[Merge]]:
+def _named(advance: Advance | None, stage: str) -> Callable[[int, int], None] | None:
+    return None if advance is None else lambda done, total: advance(stage, done, total)
+
+
+def _both(
+    train: list[str], valid: list[str], size: int, compressing: Compressing, parts: Parts, advance: Advance | None
+) -> dict[str, list[Merge]]:
     """Merges of plain BPE and of the compression-aware one: as many new symbols, from the same training texts."""
     total = np.cumsum([0, *(len(text.encode()) for text in train)])
-    some = [text for text, before in zip(train, total, strict=False) if before < compressing.train_bytes]
-    chosen = tokenizer_training.compression_merges(some, valid, size - len(ALPHABET), compressing)
-    new = len({merge.new for merge in chosen})
-    plain = replace(compressing, candidates=1, patience=None)
-    return {PLAIN: tokenizer_training.compression_merges(some, valid, new, plain), "compression": chosen}
+    sides = [text for text, before in zip(train, total, strict=False) if before < compressing.train_bytes], valid
+    chosen = merge_parts.learnt(
+        sides, size - len(ALPHABET), compressing, stage="compression", parts=parts,
+        advance=_named(advance, "choosing merges"),
+    )  # fmt: skip
+    plain, new = replace(compressing, candidates=1, patience=None), len({merge.new for merge in chosen})
+    same = merge_parts.learnt(
+        sides, new, plain, stage="plain", parts=parts, advance=_named(advance, "merges of plain BPE")
+    )
+    return {PLAIN: same, "compression": chosen}
+
+
+def _trained(
+    kind: Kind, train: list[str], size: int, special: Sequence[str], parts: Parts, advance: Advance | None
+) -> dict[str, Tokenizer]:
+    """The tokenizer that was asked for, and plain BPE of the same size to set it against."""
+    assert kind != "compression"
+    names: dict[str, Literal["bpe", "wordpiece", "unigram"]] = {kind: kind}
+    if kind != "bpe":
+        names = {PLAIN: "bpe", kind: kind}
+
+    def measure(name: str) -> dict[str, pa.Table]:
+        made = tokenizer_training.trained(names[name], train, size, special)
+        return {"trained": pa.table({"name": [name], "description": [made.to_str()]})}
+
+    found = parts.map("trained", list(names), measure, advance=_named(advance, "training tokenizers"))["trained"]
+    return {row["name"]: Tokenizer.from_str(row["description"]) for row in found.to_pylist()}
 
 
 def _save(made: Tokenizer, special: Sequence[str], kind: Kind, folder: Path) -> None:
@@ -144,21 +180,33 @@ def _save(made: Tokenizer, special: Sequence[str], kind: Kind, folder: Path) -> 
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _rows(made: dict[str, Tokenizer], test: Sequence[str], seed: int) -> list[Row]:
+def _rows(
+    made: dict[str, Tokenizer], test: Sequence[str], seed: int, parts: Parts, advance: Advance | None
+) -> list[Row]:
     """One row for the raw bytes and for every tokenizer, on the held-out texts."""
     measuring, sizes = Measuring(seed=seed), Sizes.of(test)
-    raw = rates.byte_stream(test)
-    rows = [
-        {"tokenizer": BYTES} | rates.compression(raw, sizes, 256) | rates.codes(raw, sizes, 256, measuring, "bytes")
-    ]
-    for tokens in segmentation.opened(made):
+
+    def row(name: str) -> Row:
+        if name == BYTES:
+            raw = rates.byte_stream(test)
+            return (
+                {"tokenizer": BYTES}
+                | rates.compression(raw, sizes, 256)
+                | rates.codes(raw, sizes, 256, measuring, "bytes")
+            )
+        (tokens,) = segmentation.opened({name: made[name]})
         cut = segmentation.cut(tokens, test)
         lossy = int(cut.lossy_D.sum())
-        row: Row = {"tokenizer": tokens.name, "lossy_documents": lossy} | rates.compression(
-            cut.stream, sizes, tokens.size
-        )
-        rows.append(row | (rates.codes(cut.stream, sizes, tokens.size, measuring) if not lossy else {}))
-    return rows
+        found: Row = {"tokenizer": name, "lossy_documents": lossy}
+        found |= rates.compression(cut.stream, sizes, tokens.size)
+        return found | (rates.codes(cut.stream, sizes, tokens.size, measuring) if not lossy else {})
+
+    def measure(name: str) -> dict[str, pa.Table]:
+        return {"rows": pa.table({"row": [json.dumps(row(name), default=lambda value: value.item())]})}
+
+    advanced = _named(advance, "measuring tokenizers")
+    found = parts.map("measured", [BYTES, *made], measure, advance=advanced, final=True)
+    return [json.loads(said) for said in found["rows"]["row"].to_pylist()]
 
 
 def summarise(

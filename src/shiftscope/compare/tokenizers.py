@@ -15,9 +15,12 @@ See also: `adapt tokenizer` trains a tokenizer on texts of your own.
 
 from __future__ import annotations
 
+import json
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -26,7 +29,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shiftscope.core import disagreement, documents, gaining, rates, segmentation
+from shiftscope.core.answers import Advance
 from shiftscope.core.documents import Corpora, Document
+from shiftscope.core.parts import Parts
 from shiftscope.core.rates import CODERS, Measuring, Row, Sizes
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.segmentation import Cut, Tokens
@@ -42,13 +47,20 @@ class Corpus:
     """The texts of a comparison with the tokenizers that cut them."""
 
     documents: Sequence[Document]
-    sizes: Sizes
     tokens: Sequence[Tokens]
-    cuts: Sequence[Cut]
 
-    @property
+    @cached_property
     def texts(self) -> list[str]:
         return [document.text for document in self.documents]
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        return Sizes.of(self.texts)
+
+    @cached_property
+    def cuts(self) -> list[Cut]:
+        """The texts as each tokenizer cuts them: made when a part that is not on disk asks for it."""
+        return [segmentation.cut(tokens, self.texts) for tokens in self.tokens]
 
     def groups(self) -> dict[tuple[str, str], NDArray[np.bool_]]:
         """(grouping, name) -> which documents: all texts, then every domain and every language."""
@@ -67,6 +79,8 @@ def tokenizers(
     limit: int | None = None,
     added: int = 256,
     measuring: Measuring = Measuring(),
+    parts: Parts | None = None,
+    advance: Advance | None = None,
 ) -> Result:
     """Compare tokenizers on texts: compression, entropies with controls, use of the vocabulary, codes, cuts, merges.
 
@@ -85,68 +99,115 @@ def tokenizers(
     found = segmentation.opened([names] if isinstance(names, str) else names)
     if not found:
         raise ValueError("no tokenizer was given: name at least one checkpoint or tokenizer.json file")
-    read = documents.documents(texts, limit)
-    plain = [document.text for document in read]
-    corpus = Corpus(read, Sizes.of(plain), found, [segmentation.cut(tokens, plain) for tokens in found])
-    rows, notes = measured_rows(corpus, measuring)
-    table = pa.Table.from_pylist(rows)
-    pairs = [_pair(corpus, other) for other in range(1, len(found))]
-    curves = _curves(corpus, added, measuring.seed)
-    figures, more_notes = _figures(table, corpus, measuring)
+    settings, parts = _provenance(found, texts, limit, added, measuring), parts or Parts()
+    parts.settle(settings)
+    corpus = Corpus(documents.documents(texts, limit), found)
+    jobs = [("group", name) for name in corpus.groups()] + [("pair", other) for other in range(1, len(found))]
+    jobs += [("own", place) for place in range(len(found))] + [("added", place) for place in range(len(found))]
+
+    def measure(job: tuple[str, Any]) -> dict[str, pa.Table]:
+        said = json.dumps(_measured(corpus, job, added, measuring), default=_number)
+        return {"found": pa.table({"job": [job[0]], "said": [said]})}
+
+    named = None if advance is None else lambda done, total: advance("measuring tokenizers", done, total)
+    rows = parts.map("tokenizers", jobs, measure, advance=named, final=True)["found"].to_pylist()
+    by_kind: dict[str, list[Any]] = {}
+    for row in rows:
+        by_kind.setdefault(row["job"], []).append(json.loads(row["said"]))
+    return summarise(by_kind, corpus, added, measuring, settings)
+
+
+def _measured(corpus: Corpus, job: tuple[str, Any], added: int, measuring: Measuring) -> Any:
+    """One part of the comparison, as JSON would give it back."""
+    kind, which = job
+    if kind == "group":
+        return measured_rows(corpus, which, measuring)
+    if kind == "pair":
+        return asdict(_pair(corpus, which))
+    if kind == "own":
+        ahead = np.cumsum(corpus.sizes.bytes_D) - corpus.sizes.bytes_D < OWN_MERGES_BYTES
+        some = [text for text, chosen in zip(corpus.texts, ahead, strict=True) if chosen]
+        return gaining.own_merges(corpus.tokens[which], some)
+    if not added:
+        return None
+    counts = gaining.added_merges(corpus.cuts[which], corpus.tokens[which].size, added, measuring.seed)
+    return None if counts is None else counts.tolist()
+
+
+def _number(value: Any) -> Any:
+    """A number of numpy as Python's own."""
+    return value.item()
+
+
+def summarise(
+    found: Mapping[str, Sequence[Any]], corpus: Corpus, added: int, measuring: Measuring, provenance: dict[str, Any]
+) -> Result:
+    """The Result of a comparison. found: what was measured by kind: group (rows and notes), pair, own and added merges."""
+    table = pa.Table.from_pylist([row for rows, _ in found["group"] for row in rows])
+    figures, notes = _figures(table, corpus, measuring)
+    pairs = [
+        Pair(**{**pair, "figures": {name: Figure(**figure) for name, figure in pair["figures"].items()}})
+        for pair in found.get("pair", [])
+    ]
+    names = [tokens.name for tokens in corpus.tokens]
+    ahead = np.cumsum(corpus.sizes.bytes_D) - corpus.sizes.bytes_D < OWN_MERGES_BYTES
+    curves = Curves(
+        {name: [(kept, count) for kept, count in points] for name, points in zip(names, found["own"], strict=True)},
+        int(corpus.sizes.bytes_D[ahead].sum()),
+        {n: None if counts is None else np.array(counts) for n, counts in zip(names, found["added"], strict=True)},
+    )
     figures |= {name: figure for pair in pairs for name, figure in pair.figures.items()} | _saving(curves, corpus)
     notes = [
+        *(note for _, said in found["group"] for note in said),
         *notes,
-        *more_notes,
         *(note for pair in pairs for note in pair.notes),
         *_curve_notes(curves, corpus, added),
     ]
     return Result(
-        "compare tokenizers", table, figures, _provenance(found, texts, limit, added, measuring),
-        _verdict(table, corpus, pairs, curves), notes, [*_panels(table), *_pair_panels(pairs), *_curve_panels(curves)],
+        "compare tokenizers", table, figures, provenance, _verdict(table, corpus, pairs, curves), notes,
+        [*_panels(table), *_pair_panels(pairs), *_curve_panels(curves)],
     )  # fmt: skip
 
 
-def measured_rows(corpus: Corpus, measuring: Measuring) -> tuple[list[Row], list[str]]:
-    """One row per group and tokenizer (the raw bytes first), and what could not be measured."""
-    texts, notes, rows = corpus.texts, [], []
-    raw = rates.byte_stream(texts)
+def measured_rows(corpus: Corpus, name: tuple[str, str], measuring: Measuring) -> tuple[list[Row], list[str]]:
+    """One row per tokenizer (the raw bytes first) on one group of texts, and what could not be measured."""
+    (grouping, group), chosen_D, notes = name, corpus.groups()[name], []
+    texts = [text for text, chosen in zip(corpus.texts, chosen_D, strict=True) if chosen]
     for tokens, cut in zip(corpus.tokens, corpus.cuts, strict=True):
-        if cut.lossy_D.any() and not measuring.lossy:
+        if name == ALL and cut.lossy_D.any() and not measuring.lossy:
             notes.append(
                 f"{tokens.name} does not give back {int(cut.lossy_D.sum())} of {len(texts)} texts from their ids: its bits "
                 f"per character are left out for groups with such texts, since they would not be the price of the text "
                 f"(`lossy` gives them all the same)"
             )
-    for (grouping, group), chosen_D in corpus.groups().items():
-        sizes = corpus.sizes.select(chosen_D)
-        streams = [cut.stream.of(chosen_D) for cut in corpus.cuts]
-        shortest = min((len(stream.ids_N) for stream in streams if len(stream.ids_N)), default=1)
-        equal_n = measuring.equal_n or shortest
-        named = {"grouping": grouping, "group": group}
-        own = raw.of(chosen_D)
-        rows.append(
-            {"tokenizer": BYTES, "kind": "bytes"} | named | rates.compression(own, sizes, 256, measuring.alpha)
-            | {"unknown_share": 0.0, "byte_token_share": 0.0, "lossy_documents": 0}
-            | rates.entropies(own, measuring, equal_n) | rates.codes(own, sizes, 256, measuring, "bytes")
-            | rates.predictions(own, sizes, 256, measuring)
-        )  # fmt: skip
-        for tokens, cut, stream in zip(corpus.tokens, corpus.cuts, streams, strict=True):
-            if not len(stream.ids_N):
-                notes.append(f"{tokens.name} turns the texts of {grouping} {group} into no token: they are left out")
-                continue
-            lossy = int(cut.lossy_D[chosen_D].sum())
-            row: Row = {"tokenizer": tokens.name, "kind": tokens.kind} | named
-            row |= rates.compression(stream, sizes, tokens.size, measuring.alpha)
-            row |= {
-                "unknown_share": float(np.isin(stream.ids_N, cut.unknown_id).mean()),
-                "byte_token_share": float(np.isin(stream.ids_N, cut.byte_ids).mean()),
-                "lossy_documents": lossy,
-            }
-            row |= rates.entropies(stream, measuring, equal_n)
-            if not lossy or measuring.lossy:
-                row |= rates.codes(stream, sizes, tokens.size, measuring)
-                row |= rates.predictions(stream, sizes, tokens.size, measuring)
-            rows.append(row)
+    sizes, own = corpus.sizes.select(chosen_D), rates.byte_stream(texts)
+    streams = [cut.stream.of(chosen_D) for cut in corpus.cuts]
+    shortest = min((len(stream.ids_N) for stream in streams if len(stream.ids_N)), default=1)
+    equal_n = measuring.equal_n or shortest
+    named = {"grouping": grouping, "group": group}
+    rows: list[Row] = [
+        {"tokenizer": BYTES, "kind": "bytes"} | named | rates.compression(own, sizes, 256, measuring.alpha)
+        | {"unknown_share": 0.0, "byte_token_share": 0.0, "lossy_documents": 0}
+        | rates.entropies(own, measuring, equal_n) | rates.codes(own, sizes, 256, measuring, "bytes")
+        | rates.predictions(own, sizes, 256, measuring)
+    ]  # fmt: skip
+    for tokens, cut, stream in zip(corpus.tokens, corpus.cuts, streams, strict=True):
+        if not len(stream.ids_N):
+            notes.append(f"{tokens.name} turns the texts of {grouping} {group} into no token: they are left out")
+            continue
+        lossy = int(cut.lossy_D[chosen_D].sum())
+        row: Row = {"tokenizer": tokens.name, "kind": tokens.kind} | named
+        row |= rates.compression(stream, sizes, tokens.size, measuring.alpha)
+        row |= {
+            "unknown_share": float(np.isin(stream.ids_N, cut.unknown_id).mean()),
+            "byte_token_share": float(np.isin(stream.ids_N, cut.byte_ids).mean()),
+            "lossy_documents": lossy,
+        }
+        row |= rates.entropies(stream, measuring, equal_n)
+        if not lossy or measuring.lossy:
+            row |= rates.codes(stream, sizes, tokens.size, measuring)
+            row |= rates.predictions(stream, sizes, tokens.size, measuring)
+        rows.append(row)
     return rows, notes
 
 
@@ -211,17 +272,6 @@ class Curves:
     added: Mapping[str, NDArray[np.int64] | None]
 
 
-def _curves(corpus: Corpus, added: int, seed: int) -> Curves:
-    ahead = np.cumsum(corpus.sizes.bytes_D) - corpus.sizes.bytes_D < OWN_MERGES_BYTES
-    some = [text for text, chosen in zip(corpus.texts, ahead, strict=True) if chosen]
-    own = {tokens.name: gaining.own_merges(tokens, some) for tokens in corpus.tokens}
-    more = {
-        tokens.name: gaining.added_merges(cut, tokens.size, added, seed) if added else None
-        for tokens, cut in zip(corpus.tokens, corpus.cuts, strict=True)
-    }
-    return Curves(own, int(corpus.sizes.bytes_D[ahead].sum()), more)
-
-
 def _saving(curves: Curves, corpus: Corpus) -> dict[str, Figure]:
     """Share of held-out tokens that the added merges save, by tokenizer."""
     figures = {}
@@ -243,17 +293,20 @@ def _curve_notes(curves: Curves, corpus: Corpus, added: int) -> list[str]:
 
 
 def _figures(table: pa.Table, corpus: Corpus, measuring: Measuring) -> tuple[dict[str, Figure], list[str]]:
-    """Figures over all texts, each named quantity.tokenizer (letters, digits and _), and what is left out."""
+    """Figures named quantity.tokenizer over all texts, compression also by domain and language; and what is left out."""
     figures: dict[str, Figure] = {}
     notes = []
     labels = {BYTES: "raw_bytes"} | {tokens.name: tokens.label for tokens in corpus.tokens}
     whole = {row["tokenizer"]: row for row in table.to_pylist() if row["grouping"] == ALL[0]}
     unreliable: dict[str, list[str]] = {}
-    for quantity, unit in (("bytes_per_token", "bytes/token"), ("tokens_per_char", "tokens/char")):
-        for tokens in corpus.tokens:
-            row = whole[tokens.name]
+    for row in table.to_pylist():
+        if row["tokenizer"] == BYTES:
+            continue
+        group = "" if row["grouping"] == ALL[0] else "." + row["grouping"] + "." + re.sub(r"\W+", "_", row["group"])
+        for quantity, unit in (("bytes_per_token", "bytes/token"), ("tokens_per_char", "tokens/char")):
             low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
-            figures[f"{quantity}.{tokens.label}"] = Figure(row[quantity], unit, row["documents"], low, high)
+            name = f"{quantity}.{labels[row['tokenizer']]}{group}"
+            figures[name] = Figure(row[quantity], unit, row["documents"], low, high)
     for name in (*(tokens.name for tokens in corpus.tokens), BYTES):
         row, label = whole[name], labels[name]
         if name != BYTES:

@@ -2,7 +2,8 @@
 
 A prefix is spelt by every canonical token sequence whose last token reaches its end; their probabilities add up. Contexts
 (sequences that end exactly at a byte) are nodes of a tree of tokens with one key-value cache, so that a byte costs one new
-one-token forward, and a prompt, with all its contexts, one forward in all.
+one-token forward, and a prompt, with all its contexts, one forward in all. With an allowed error, contexts that weigh little
+are not computed: the sequences through them weigh no more than they do, which bounds what the law lacks.
 
 Source: arXiv 2410.09303 (the lemma on covers; its masked and fast variants are `canonical` and `unmasked` here).
 Deviation: contexts are grown token by token in the tree instead of encoding each prefix, so that rules that look ahead
@@ -14,223 +15,23 @@ lose none; the mass of sequences that are not canonical is reported beside each 
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from shiftscope.core import canonical, decode, token_bytes
+from shiftscope.core import canonical, covers, decode, token_bytes
 from shiftscope.core.canonical import State, Support, Validity
 from shiftscope.core.checkpoints import Checkpoint
+from shiftscope.core.covers import FEW, MOST_CONTEXTS, Context, Sleeper
 from shiftscope.core.decode import Sampling, end_ids
-from shiftscope.core.head import evaluating
 from shiftscope.core.randomness import uniforms
 from shiftscope.core.token_bytes import TokenBytes
+from shiftscope.core.token_tree import Array, Node, TokenTree, Tree, path_of
 
-Array = NDArray[np.float64]
-ROWS = 128  # of one product with the unembedding
-FEW = 64  # tokens that are judged one by one, more of them as a whole row
 AHEAD = 32  # contexts whose laws are computed together while a text is read
-MOST_CONTEXTS = 20_000
 END = 256  # the outcome after all bytes
-
-
-class Node:
-    """A token sequence: its parent and its last token. hidden: the final state that predicts what follows it."""
-
-    __slots__ = (
-        "__weakref__",
-        "ancestors",
-        "children",
-        "depth",
-        "hidden",
-        "masses",
-        "opens",
-        "parent",
-        "slot",
-        "token",
-    )
-
-    def __init__(self, parent: Node | None, token: int) -> None:
-        self.parent, self.token = parent, token
-        self.depth: int = 0 if parent is None else parent.depth + 1
-        self.children: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-        self.slot = -1
-        self.hidden: Tensor | None = None
-        self.masses: Array | None = None
-        self.opens = parent is None  # stands before every text
-
-
-class Tree(Protocol):
-    """A token model as a tree of contexts: nodes are made freely and computed together when a law is asked for."""
-
-    root: Node
-
-    def child(self, node: Node, token: int) -> Node:
-        """The context one token longer; not computed yet."""
-
-    def laws(self, nodes: Sequence[Node]) -> list[NDArray[Any]]:
-        """Next-token log-probabilities [V] of each context, in nats."""
-
-    def logp(self, steps: Sequence[tuple[Node, int]]) -> list[float]:
-        """Log-probability, in nats, of a token after a context, for each step."""
-
-
-class TokenTree:
-    """A causal model as a tree of contexts in one key-value cache; a node attends to its ancestors alone.
-
-    opening: token ids in front of every text, at least one.
-    Nodes that nobody holds any more give their place back. forwards, positions: how many were computed so far. limit: of
-    tokens in one text: the context, or the window of a model with sliding attention, which the tree does not slide.
-    Raises ValueError for a model without an opening token, and for one whose attention does not take such a mask.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, opening: Sequence[int]) -> None:
-        from transformers import DynamicCache
-
-        self._checkpoint, self._head = checkpoint, checkpoint.head
-        self._cache = DynamicCache()
-        self._slots: list[weakref.ref[Node]] = []
-        self._waiting: list[weakref.ref[Node]] = []
-        self.forwards = self.positions = 0
-        window = getattr(checkpoint.model.config.get_text_config(), "sliding_window", None)
-        self.limit = min(checkpoint.context_length or 1 << 40, window or 1 << 40)
-        if not opening:
-            raise ValueError(f"a tree of {checkpoint.name} needs at least one token in front of every text")
-        self._trunk = [Node(None, opening[0])]
-        self._waiting.append(weakref.ref(self._trunk[0]))
-        for token in opening[1:]:
-            self._trunk.append(self.child(self._trunk[-1], token))
-        for node in self._trunk:
-            node.opens = True
-        self.root = self._trunk[-1]
-        self._verify()
-
-    def child(self, node: Node, token: int) -> Node:
-        found = node.children.get(token)
-        if found is None:
-            found = Node(node, token)
-            node.children[token] = found
-            self._waiting.append(weakref.ref(found))
-        return found
-
-    def laws(self, nodes: Sequence[Node]) -> list[NDArray[Any]]:
-        self.evaluate()
-        found: list[NDArray[Any]] = []
-        for start in range(0, len(nodes), ROWS):
-            found.extend(self._logp_NV(nodes[start : start + ROWS]).cpu().numpy())
-        return found
-
-    def logp(self, steps: Sequence[tuple[Node, int]]) -> list[float]:
-        self.evaluate()
-        nodes = list(dict.fromkeys(node for node, _ in steps))
-        place = {node: number for number, node in enumerate(nodes)}
-        by_block: dict[int, list[int]] = {}
-        for number, (node, _) in enumerate(steps):
-            by_block.setdefault(place[node] // ROWS, []).append(number)
-        found = [0.0] * len(steps)
-        for block, numbers in by_block.items():
-            logp_NV = self._logp_NV(nodes[block * ROWS : (block + 1) * ROWS])
-            rows = torch.tensor([place[steps[number][0]] - block * ROWS for number in numbers])
-            ids = torch.tensor([steps[number][1] for number in numbers])
-            values = logp_NV[rows.to(logp_NV.device), ids.to(logp_NV.device)].tolist()
-            for number, value in zip(numbers, values, strict=True):
-                found[number] = value
-        return found
-
-    @torch.no_grad()
-    def _logp_NV(self, nodes: Sequence[Node]) -> Tensor:
-        logits_NV = self._head.logits(torch.stack([node.hidden for node in nodes]))  # type: ignore[misc]
-        if not bool(logits_NV.isfinite().any(-1).all()) or bool(logits_NV.isnan().any()):
-            raise ValueError(f"{self._checkpoint.name} gives logits that are not numbers")
-        return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).log_softmax(-1)
-
-    def evaluate(self) -> None:
-        """Compute all nodes that wait, in one forward."""
-        waiting = [node for node in (ref() for ref in self._waiting) if node is not None]
-        self._waiting = []
-        if not waiting:
-            return
-        deepest = max(node.depth for node in waiting)
-        if deepest >= self.limit:
-            raise ValueError(
-                f"the text needs {deepest + 1} tokens, {self._checkpoint.name} reads at most {self.limit} in a tree of "
-                f"contexts: give a shorter one"
-            )
-        self._compact()
-        first = len(self._slots)
-        for number, node in enumerate(waiting):
-            node.slot = first + number
-            self._slots.append(weakref.ref(node))
-        device, dtype = self._head.device, self._checkpoint.model.dtype
-        mask = torch.full((len(waiting), len(self._slots)), torch.finfo(dtype).min, dtype=dtype)
-        for row, node in enumerate(waiting):
-            mask[row, _ancestors(node)] = 0
-        with evaluating(self._checkpoint.model):
-            hidden = self._head.body(
-                input_ids=torch.tensor([[node.token for node in waiting]], device=device),
-                attention_mask=mask[None, None].to(device),
-                position_ids=torch.tensor([[node.depth for node in waiting]], device=device),
-                past_key_values=self._cache,
-                use_cache=True,
-            ).last_hidden_state[0]
-        for row, node in enumerate(waiting):
-            node.hidden = hidden[row].clone()
-        self.forwards += 1
-        self.positions += len(waiting)
-
-    def _compact(self) -> None:
-        """Give back the places of nodes that are gone, once they are most of the cache."""
-        from transformers.cache_utils import DynamicLayer
-
-        alive = [(place, node) for place, node in enumerate(ref() for ref in self._slots) if node is not None]
-        if len(self._slots) < 256 or 2 * len(alive) > len(self._slots):
-            return
-        keep = torch.tensor([place for place, _ in alive], device=self._head.device)
-        for layer in self._cache.layers:
-            assert isinstance(layer, DynamicLayer)
-            assert layer.keys is not None
-            assert layer.values is not None
-            layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
-        self._slots = [self._slots[place] for place, _ in alive]
-        for slot, (_, node) in enumerate(alive):
-            node.slot = slot
-
-    def _verify(self) -> None:
-        """Compare a branching tree with plain forwards: an architecture may read the mask in a way of its own."""
-        vocabulary = self._head.weight.shape[0]
-        a, b, c = (int(token) % vocabulary for token in (7919, 15838, 23757))
-        first = self.child(self.root, a)
-        left, right = self.child(first, b), self.child(self.root, c)
-        own = self.laws([left, right])
-        ids = [node.token for node in self._trunk]
-        for law, path in zip(own, ([*ids, a, b], [*ids, c]), strict=True):
-            with evaluating(self._checkpoint.model):
-                logits = self._checkpoint.model(torch.tensor([path], device=self._head.device), use_cache=False).logits
-            plain = logits[0, -1].float().log_softmax(-1).cpu().numpy()
-            error = float(np.abs(np.exp(law) - np.exp(plain)).max())
-            allowed = max(1e-4, 8 * torch.finfo(self._checkpoint.model.dtype).eps)
-            if not error <= allowed:
-                raise ValueError(
-                    f"{self._checkpoint.name} ({type(self._checkpoint.model).__name__}) in a tree of contexts differs "
-                    f"from its plain forward by {error:.3g} in probability (allowed {allowed:.3g}): its attention does "
-                    f"not take a mask of its own"
-                )
-        self.forwards = self.positions = 0
-
-
-def _ancestors(node: Node) -> list[int]:
-    places = []
-    step: Node | None = node
-    while step is not None:
-        places.append(step.slot)
-        step = step.parent
-    return places
 
 
 def opening_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -252,6 +53,7 @@ class Engine:
 
     support: `canonical` (the last token must be canonical too), `unmasked` (contexts are canonical, the last token is
     free) or `all` (every token sequence: the law of sampled text; grows exponentially, for short texts).
+    opening: ids in front of every text. stem: the context that they end in (default: where the tree's own opening ends).
     """
 
     tree: Tree
@@ -260,6 +62,19 @@ class Engine:
     ends: tuple[int, ...]
     support: Support
     opening: tuple[int, ...] = ()
+    stem: Node | None = None
+
+    @property
+    def root(self) -> Node:
+        """The context that every text begins after."""
+        return self.tree.root if self.stem is None else self.stem
+
+    def framed(self, ids: Sequence[int], tokens: TokenBytes, rules: Validity, ends: tuple[int, ...]) -> Engine:
+        """An engine for texts that begin after more opening ids, in the same tree. Raises TypeError for another tree."""
+        if not isinstance(self.tree, TokenTree):
+            raise TypeError("only texts in the tree of a model can be framed")
+        stem, opening = self.tree.after(ids), (*self.opening, *ids)
+        return replace(self, tokens=tokens, rules=rules, ends=ends, opening=opening, stem=stem)
 
     def masses(self, node: Node) -> Array:
         """Probability of each sorted token [J] after a context, then of a text's end and of all else that has no bytes."""
@@ -268,14 +83,9 @@ class Engine:
         assert node.masses is not None
         return node.masses
 
-    def prepare(self, nodes: Sequence[Node]) -> None:
+    def prepare(self, nodes: Iterable[Node]) -> None:
         """Compute the laws of these contexts together."""
-        missing = [node for node in dict.fromkeys(nodes) if node.masses is None]
-        if not missing:
-            return
-        for node, logp_V in zip(missing, self.tree.laws(missing), strict=True):
-            p_V = np.exp(logp_V, dtype=np.float64)
-            node.masses = np.append(p_V[self.tokens.ids_J], p_V[list(self.ends)].sum())
+        prepare((self, node) for node in nodes)
 
     def allowed(self, state: State, low: int, high: int) -> NDArray[np.bool_] | None:
         """Which of the sorted tokens low..high may follow; None for all."""
@@ -285,6 +95,17 @@ class Engine:
         if len(ids) > FEW:
             return self.rules.row(state)[ids]
         return np.array([self.rules.allows(state, token) for token in ids.tolist()], dtype=bool)
+
+
+def prepare(wanted: Iterable[tuple[Engine, Node]]) -> None:
+    """Compute the laws of contexts of one tree together, each as its engine sees it."""
+    missing = {node: engine for engine, node in wanted if node.masses is None}
+    if not missing:
+        return
+    tree = next(iter(missing.values())).tree
+    for (node, engine), logp_V in zip(missing.items(), tree.laws(list(missing)), strict=True):
+        p_V = np.exp(logp_V, dtype=np.float64)
+        node.masses = np.append(p_V[engine.tokens.ids_J], p_V[list(engine.ends)].sum())
 
 
 def engine_of(
@@ -300,56 +121,60 @@ def engine_of(
 
 
 @dataclass(frozen=True)
-class Context:
-    """A canonical token sequence that ends exactly at byte `start`. logp: its log-probability in nats."""
-
-    start: int
-    node: Node
-    state: State
-    logp: float
-
-
-@dataclass(frozen=True)
 class Law:
     """What follows a prefix. p: of each byte [256]; end: of the text's end; together they are 1.
 
     logp: log-probability, in nats, that a text begins with the prefix. lost: share of that probability that goes to token
-    sequences which are not canonical, or to tokens without bytes; p and end are the law of the rest.
+    sequences which are not canonical, or to tokens without bytes; p and end are the law of the rest. error: certified total
+    variation of p and end to the law of all contexts; logp is then too low by at most −log(1 − error).
     """
 
     p: Array
     end: float
     logp: float
     lost: float
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
-class _Seed:
-    """A context before the model has seen it."""
+class _Sums:
+    """Mass of each next byte [256], of the end and of the prefix, all in units of exp(peak)."""
 
-    start: int
-    parent: _Seed | None
-    token: int
-    state: State
+    bytes_256: Array
+    end: float
+    prefix: float
+    peak: float
+
+    @property
+    def total(self) -> float:
+        return float(self.bytes_256.sum()) + self.end
 
 
 class ByteLaw:
     """The law of one growing text: push a byte, ask for the law, take bytes back.
 
     prefix: bytes the text begins with; it may end anywhere, inside a token or a character too. undo: how many bytes can be
-    taken back without computing anything again.
-    Raises ValueError for a prefix that no token sequence spells.
+    taken back without computing anything again. error: largest total variation of a law that is allowed, to save forwards;
+    each law says what it certifies.
+    Raises ValueError for a prefix that no token sequence spells, and an error outside [0, 1).
     """
 
-    def __init__(self, engine: Engine, prefix: bytes = b"", *, undo: int = 256) -> None:
-        self.engine, self._undo = engine, undo
+    def __init__(self, engine: Engine, prefix: bytes = b"", *, undo: int = 256, error: float = 0.0) -> None:
+        if not 0 <= error < 1:
+            raise ValueError(f"error is {error}: a total variation from 0 (exact) to below 1 is needed")
+        self.engine, self.error, self._undo = engine, error, undo
         self._text = engine.tokens.lead + prefix
         self._start()
 
     def _start(self) -> None:
-        self._past: list[list[Context]] = []
-        self.contexts = placed(self.engine, reaching(self.engine, self._text))
-        self._check()
+        self._past: list[tuple[list[Context], list[Sleeper]]] = []
+        self.contexts = covers.placed(self.engine, covers.reaching(self.engine, self._text))
+        self.sleeping: list[Sleeper] = []
+        self._known: _Sums | None = None
+        if not self.contexts:
+            raise ValueError(
+                f"no token of the vocabulary continues the text at byte {len(self.text)}: {self.text[-20:]!r}"
+            )
 
     @property
     def text(self) -> bytes:
@@ -359,47 +184,35 @@ class ByteLaw:
     @property
     def depth(self) -> int:
         """Tokens of the longest live context, the opening included."""
-        return max(context.node.depth for context in self.contexts) + 1
-
-    def _check(self) -> None:
-        if not self.contexts:
-            raise ValueError(
-                f"no token of the vocabulary continues the text at byte {len(self.text)}: {self.text[-20:]!r}"
-            )
+        awake = (context.node.depth for context in self.contexts)
+        return max([*awake, *(sleeper.parent.depth + 1 for sleeper in self.sleeping)]) + 1
 
     def push(self, byte: int) -> None:
         """Append one byte. Its new context is computed when a law is asked for (together with those of other texts)."""
-        self._past = [*self._past, self.contexts][-self._undo :] if self._undo else []
+        self.settle()
+        self.engine.prepare(context.node for context in self.contexts)
+        before, engine = (self.contexts, self.sleeping), self.engine
         self._text += bytes([byte])
-        self.engine.prepare([context.node for context in self.contexts])
-        fresh = [
-            Context(len(self._text), self.engine.tree.child(context.node, token), state, context.logp + logp)
-            for context in self.contexts
-            for token, state, logp in self._ending(context)
-        ]
-        if len(fresh) > MOST_CONTEXTS:
+        n = len(self._text)
+        fresh = [sleeper for c in self.contexts for sleeper in covers.children(engine, c, self._text, [n])]
+        kept = [covers.continues(engine, self._text[context.start :]) for context in self.contexts]
+        older = [replace(one, ends=covers.grown(engine, one.ends, self._text)) for one in self.sleeping]
+        sleeping = [*(one for one in older if one.ends), *fresh]
+        if len(sleeping) > MOST_CONTEXTS:
+            self._text = self._text[:-1]
             raise ValueError(f"more than {MOST_CONTEXTS} token sequences spell the text: use support canonical")
-        kept = [context for context in self.contexts if _continues(self.engine, self._text[context.start :])]
-        for context in self.contexts:
-            if context not in kept:
-                context.node.masses = None  # its final state stays, from which they come back after a pop
-        self.contexts = kept + fresh
-        if not self.contexts:
-            before, self._text = self._past, self._text[:-1]
-            self.contexts = before.pop() if before else []
+        if not (sleeping or any(kept)):
+            self._text = self._text[:-1]
             raise ValueError(
                 f"byte {byte:#04x} cannot follow {self.text[-20:]!r}: no token of the vocabulary spells it"
             )
-
-    def _ending(self, context: Context) -> list[tuple[int, State, float]]:
-        """Tokens that lead from a context exactly to the end of the text."""
-        tokens, rest, found = self.engine.tokens, self._text[context.start :], []
-        masses = self.engine.masses(context.node)
-        for place, token in enumerate(tokens.equal(rest), start=tokens.interval(rest)[0]):
-            state = self.engine.rules.step(context.state, token)
-            if state is not None and masses[place] > 0:
-                found.append((token, state, math.log(masses[place])))
-        return found
+        for context, stays in zip(self.contexts, kept, strict=True):
+            if not stays:
+                context.node.masses = None  # its final state stays, from which they come back after a pop
+        self.contexts = [context for context, stays in zip(self.contexts, kept, strict=True) if stays]
+        self.sleeping = sleeping
+        self._past = [*self._past, before][-self._undo :] if self._undo else []
+        self._known = None
 
     def pop(self, count: int = 1) -> None:
         """Take the last bytes back. Raises ValueError for more than there are."""
@@ -407,18 +220,52 @@ class ByteLaw:
             raise ValueError(f"{count} bytes cannot be taken back from a text of {len(self.text)}")
         if count == 0:
             return
+        self._text = self._text[: len(self._text) - count]
         if count > len(self._past):
-            self._text = self._text[: len(self._text) - count]
             self._start()
             return
-        self.contexts = self._past[-count]
-        self._past, self._text = self._past[:-count], self._text[:-count]
+        self.contexts, self.sleeping = self._past[-count]
+        self._past, self._known = self._past[:-count], None
+
+    def roused(self, error: float | None = None) -> list[Context]:
+        """The heaviest sleepers, which have to be computed and woken to certify the error; none where it holds."""
+        error = self.error if error is None else error
+        first = len(self.sleeping)
+        if error > 0 and self.contexts:
+            sums = self._sums()
+            self.sleeping = sorted(self.sleeping, key=lambda sleeper: -sleeper.logp)
+            left = np.cumsum([0.0, *(math.exp(one.logp - sums.peak) for one in reversed(self.sleeping))])[::-1]
+            first = int(np.argmax(left <= error * (sums.total + left[0])))  # the fewest whose rest is light enough
+        found, self.sleeping = self.sleeping[:first], self.sleeping[first:]
+        return [sleeper.woken(self.engine) for sleeper in found]
+
+    def wake(self, contexts: Sequence[Context]) -> None:
+        """Let roused contexts, whose laws are known now, count by them; those one token longer sleep in their place."""
+        n = len(self._text)
+        for context in contexts:
+            if context.start == n or covers.continues(self.engine, self._text[context.start :]):
+                self.contexts = [*self.contexts, context]
+            self.sleeping += covers.children(self.engine, context, self._text, range(context.start + 1, n + 1))
+        self._known = None if contexts else self._known
+
+    def settle(self, error: float | None = None) -> None:
+        """Compute contexts until the error is certified (default: the one allowed)."""
+        while contexts := self.roused(error):
+            self.engine.prepare(context.node for context in contexts)
+            self.wake(contexts)
+
+    def _sums(self) -> _Sums:
+        if self._known is None:
+            self.engine.prepare(context.node for context in self.contexts)
+            self._known = _summed(self.engine, self.contexts, self._text)
+        return self._known
 
     def cover(self, uniform: float) -> tuple[int, ...]:
         """One token sequence that spells the text and maybe more, drawn from all that do, opening left out.
 
         uniform: a number in [0, 1). Going on from it with ordinary token sampling, the prompt is treated exactly.
         """
+        self.settle(error=0)
         tokens = self.engine.tokens
         ways: list[tuple[Context, NDArray[np.int64] | None]] = []
         weights: list[Array] = []
@@ -444,8 +291,9 @@ class ByteLaw:
 
     def law(self) -> Law:
         """The law of the next byte."""
-        self.engine.prepare([context.node for context in self.contexts])
-        return law_at(self.engine, self.contexts, self._text)
+        self.settle()
+        sums = self._sums()
+        return _law(sums, math.fsum(math.exp(one.logp - sums.peak) for one in self.sleeping), self._text)
 
 
 def outcome(p_O: Array, uniform: float, temperature: float = 1.0) -> int:
@@ -461,6 +309,10 @@ def outcome(p_O: Array, uniform: float, temperature: float = 1.0) -> int:
 
 def law_at(engine: Engine, contexts: Sequence[Context], text: bytes) -> Law:
     """The law after `text` (lead included) given all contexts that can still cover its end."""
+    return _law(_summed(engine, contexts, text), 0.0, text)
+
+
+def _summed(engine: Engine, contexts: Sequence[Context], text: bytes) -> _Sums:
     tokens, peak = engine.tokens, max(context.logp for context in contexts)
     bytes_256, end, prefix = np.zeros(256), 0.0, 0.0
     for context in contexts:
@@ -477,113 +329,57 @@ def law_at(engine: Engine, contexts: Sequence[Context], text: bytes) -> Law:
             prefix += weight
             closes = engine.support != "canonical" or engine.rules.closes(context.state)
             end += weight * float(masses[-1]) * closes
-    total = bytes_256.sum() + end
+    return _Sums(bytes_256, end, prefix, peak)
+
+
+def _law(sums: _Sums, asleep: float, text: bytes) -> Law:
+    """The law of what was summed. asleep: most that all other contexts can add, in the same units."""
+    total = sums.total
     if not total > 0:
         raise ValueError(f"the model gives the text no probability: …{text[-20:]!r}")
-    return Law(bytes_256 / total, end / total, peak + math.log(prefix), max(0.0, 1 - total / prefix))
+    logp, lost = sums.peak + math.log(sums.prefix), max(0.0, 1 - total / sums.prefix)
+    return Law(sums.bytes_256 / total, sums.end / total, logp, lost, asleep / (total + asleep))
 
 
-def spelt(engine: Engine, text: bytes) -> list[_Seed]:
-    """Every allowed token sequence that ends exactly at some byte of text, in order of that byte; the empty one first."""
-    tokens, rules = engine.tokens, engine.rules
-    at: list[list[_Seed]] = [[] for _ in range(len(text) + 1)]
-    at[0].append(_Seed(0, None, -1, rules.start))
-    count = 0
-    for start in range(len(text)):
-        count += len(at[start])
-        if count > MOST_CONTEXTS + len(text):
-            raise ValueError(f"more than {MOST_CONTEXTS} token sequences spell the text: use support canonical")
-        for stop in range(start + 1, len(text) + 1) if at[start] else ():
-            low, high = tokens.interval(text[start:stop])
-            if low == high:
-                break
-            for token in tokens.equal(text[start:stop]):
-                for seed in at[start]:
-                    state = rules.step(seed.state, token)
-                    if state is not None:
-                        at[stop].append(_Seed(stop, seed, token, state))
-    return [seed for seeds in at for seed in seeds]
+Asked = Sequence[tuple[Engine, bytes]]
+"""Texts with the engine of each, all of one tree."""
 
 
-def reaching(engine: Engine, text: bytes) -> list[_Seed]:
-    """Those of `spelt` that can still cover the end of text."""
-    return [s for s in spelt(engine, text) if s.start == len(text) or _continues(engine, text[s.start :])]
-
-
-def path_of(node: Node) -> tuple[int, ...]:
-    """Token ids from the root of texts (the opening left out) to a node of the same tree."""
-    ids: list[int] = []
-    step = node
-    while step.parent is not None and not step.opens:
-        ids.append(step.token)
-        step = step.parent
-    return tuple(reversed(ids))
-
-
-def planted(engine: Engine, seeds: Sequence[_Seed]) -> tuple[dict[int, Node], list[_Seed]]:
-    """Nodes of these contexts and of all they stand on, not computed yet, and the contexts in an order of growth."""
-    nodes: dict[int, Node] = {}
-
-    def node_of(seed: _Seed) -> Node:
-        chain: list[_Seed] = []
-        step: _Seed | None = seed
-        while step is not None and id(step) not in nodes:
-            chain.append(step)
-            step = step.parent
-        for each in reversed(chain):
-            nodes[id(each)] = (
-                engine.tree.root if each.parent is None else engine.tree.child(nodes[id(each.parent)], each.token)
-            )
-            order.append(each)
-        return nodes[id(seed)]
-
-    order: list[_Seed] = []
-    for seed in seeds:
-        node_of(seed)
-    return nodes, order
-
-
-def placed(engine: Engine, seeds: Sequence[_Seed]) -> list[Context]:
-    """These contexts in the tree with their log-probabilities: one forward for all of them and all they stand on."""
-    nodes, order = planted(engine, seeds)
-    steps = [(nodes[id(seed.parent)], seed.token) for seed in order if seed.parent is not None]
-    values = iter(engine.tree.logp(steps))
-    logp: dict[int, float] = {}
-    for seed in order:
-        logp[id(seed)] = 0.0 if seed.parent is None else logp[id(seed.parent)] + next(values)
-    return [
-        Context(seed.start, nodes[id(seed)], seed.state, logp[id(seed)]) for seed in seeds if logp[id(seed)] > -math.inf
-    ]
-
-
-def begin(engine: Engine, prefixes: Sequence[bytes], *, undo: int = 256) -> list[ByteLaw]:
+def begin(engine: Engine, prefixes: Sequence[bytes], *, undo: int = 256, error: float = 0.0) -> list[ByteLaw]:
     """The laws of several texts, computed in one forward."""
-    lead = engine.tokens.lead
-    held = [planted(engine, reaching(engine, lead + prefix)) for prefix in prefixes]
-    laws = [ByteLaw(engine, prefix, undo=undo) for prefix in prefixes]
+    return begin_each([(engine, prefix) for prefix in prefixes], undo=undo, error=error)
+
+
+def begin_each(asked: Asked, *, undo: int = 256, error: float = 0.0) -> list[ByteLaw]:
+    """The laws of several texts that may begin after different openings, computed in one forward."""
+    held = [covers.planted(engine, covers.reaching(engine, engine.tokens.lead + prefix)) for engine, prefix in asked]
+    laws = [ByteLaw(engine, prefix, undo=undo, error=error) for engine, prefix in asked]
     del held  # the nodes had to live until all were computed
     return laws
 
 
 def extend(laws: Sequence[ByteLaw], next_bytes: Sequence[int]) -> None:
-    """Push one byte to each of several texts of one model and compute what they need in one forward."""
+    """Push one byte to each of several texts of one tree and compute what they need in one forward (or a few, lazily)."""
     for law, byte in zip(laws, next_bytes, strict=True):
         law.push(byte)
-    if laws:
-        laws[0].engine.prepare([context.node for law in laws for context in law.contexts])
+    prepare((law.engine, context.node) for law in laws for context in law.contexts)
+    while any(roused := [law.roused() for law in laws]):
+        prepare((law.engine, context.node) for law, contexts in zip(laws, roused, strict=True) for context in contexts)
+        for law, contexts in zip(laws, roused, strict=True):
+            law.wake(contexts)
 
 
 def teacher_forced(engine: Engine, text: bytes, first: int = 0) -> list[Law]:
     """The laws before each byte of text from byte `first` on and after its last one, from one forward."""
     whole = engine.tokens.lead + text
     first += len(engine.tokens.lead)
-    contexts = placed(engine, spelt(engine, whole))
+    contexts = covers.placed(engine, covers.spelt(engine, whole))
     found: list[Law] = []
     live: list[Context] = []
     waiting = 0
     for place in range(len(whole) + 1):
         begun, before = whole[:place], live
-        live = [context for context in before if _continues(engine, begun[context.start :])]
+        live = [context for context in before if covers.continues(engine, begun[context.start :])]
         for context in before:
             if context not in live:
                 context.node.masses = None
@@ -599,11 +395,6 @@ def teacher_forced(engine: Engine, text: bytes, first: int = 0) -> list[Law]:
     return found
 
 
-def _continues(engine: Engine, rest: bytes) -> bool:
-    low, high = engine.tokens.longer(rest)
-    return low < high
-
-
 def continued(
     engine: Engine, checkpoint: Checkpoint, prompts: Sequence[bytes], documents: Sequence[int], sampling: Sampling
 ) -> list[tuple[bytes, bool]]:
@@ -612,15 +403,23 @@ def continued(
     A cover of each prompt is drawn at temperature 1, whatever the settings say of the tokens after it. documents: the
     number of each prompt, which keys its random numbers.
     """
-    draws = uniforms(sampling.seed, list(documents), [0] * len(prompts), stream=1)
-    covers = [law.cover(float(draw)) for law, draw in zip(begin(engine, prompts, undo=0), draws, strict=True)]
-    before = engine.opening
-    answers = decode.sample(checkpoint, [(*before, *cover) for cover in covers], documents, sampling)
+    return continued_each([(engine, prompt) for prompt in prompts], checkpoint, documents, sampling)
+
+
+def continued_each(
+    asked: Asked, checkpoint: Checkpoint, documents: Sequence[int], sampling: Sampling
+) -> list[tuple[bytes, bool]]:
+    """Like `continued`, for texts that may begin after different openings."""
+    draws = uniforms(sampling.seed, list(documents), [0] * len(asked), stream=1)
+    drawn = [law.cover(float(draw)) for law, draw in zip(begin_each(asked, undo=0), draws, strict=True)]
+    contexts = [(*engine.opening, *cover) for (engine, _), cover in zip(asked, drawn, strict=True)]
+    shared = set.intersection(*(set(engine.ends) for engine, _ in asked)) if asked else set()
+    answers = decode.sample(checkpoint, contexts, documents, sampling, further_ends=sorted(shared))
     found = []
-    for prompt, cover, answer in zip(prompts, covers, answers, strict=True):
-        ended = answer[-1:] != () and answer[-1] in engine.ends
-        spelled = b"".join(engine.tokens.spelled[token] or b"" for token in (*cover, *answer))
-        found.append((spelled.removeprefix(engine.tokens.lead)[len(prompt) :], ended))
+    for (engine, prompt), cover, answer in zip(asked, drawn, answers, strict=True):
+        length = next((place for place, token in enumerate(answer) if token in engine.ends), len(answer))
+        spelled = b"".join(engine.tokens.spelled[token] or b"" for token in (*cover, *answer[:length]))
+        found.append((spelled.removeprefix(engine.tokens.lead)[len(prompt) :], length < len(answer)))
     return found
 
 

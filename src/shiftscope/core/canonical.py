@@ -15,51 +15,33 @@ A piece that no merge makes counts as unreachable, also where the tokenizer woul
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftscope.core.character_classes import WITNESSES, completions, compressed, pattern
+from shiftscope.core.merge_pairs import Merges
+from shiftscope.core.normal_form import NormalForm, begun_character, last_character
 from shiftscope.core.token_bytes import MARK, TokenBytes, complete, step_types
+from shiftscope.core.word_ends import WordEndValidity
 
 Mask = NDArray[np.bool_]
 State = Any  # hashable; made by a Validity, meant for it alone
 Support = Literal["canonical", "unmasked", "all"]
-WITNESSES = (
-    "",
-    "a",
-    "A",
-    " ",
-    " a",
-    "\n",
-    "\na",
-    "1",
-    "11",
-    ".",
-    ".a",
-    "s",
-    "re",
-    "'s",
-    "\u4e2d",
-    " \n",
-    "\u0301",
-    "/",
-)
-CLASS_OF = {
-    "Ll": "\u00e9", "Lu": "\u00c9", "Lt": "\u01c5", "Lm": "\u02b0", "Lo": "\u0627", "Mn": "\u0301", "Mc": "\u0903",
-    "Me": "\u0488", "Nd": "\u0663", "Nl": "\u2167", "No": "\u00b2",
-}  # fmt: skip
 
 
 class Validity(Protocol):
-    """Reads a sequence of tokens from the left. exact: whether it accepts just the beginnings of canonical encodings."""
+    """Reads a sequence of tokens from the left.
+
+    exact: whether it accepts just the beginnings of canonical encodings. mode: how it judges (merges, words, window, all).
+    """
 
     exact: bool
+    mode: str
     start: State
 
     def allows(self, state: State, token: int) -> bool:
@@ -79,15 +61,23 @@ def validity(tokens: TokenBytes, support: Support = "canonical") -> Validity:
     """The validity of a vocabulary's own kind: merges for BPE, words or a window elsewhere; any sequence for "all"."""
     if support == "all":
         return Anything(tokens)
-    if tokens.family == "BPE" and not json.loads(tokens.plain.to_str())["added_tokens"]:
-        return MergeValidity(tokens)
-    return WindowValidity(tokens)
+    if tokens.trail:
+        return WordEndValidity(tokens)
+    spec = json.loads(tokens.plain.to_str())
+    merges = tokens.family == "BPE" and not adds_words(spec)
+    own: Validity = MergeValidity(tokens, spec) if merges else WindowValidity(tokens, spec)
+    return LedValidity(tokens, own) if tokens.lead else own
+
+
+def adds_words(spec: dict[str, Any]) -> bool:
+    """Whether a tokenizer reads added tokens in a text, beside its special ones."""
+    return any(not token["special"] for token in spec["added_tokens"])
 
 
 class Anything:
     """Every sequence of tokens that have bytes."""
 
-    exact = True
+    exact, mode = True, "all"
 
     def __init__(self, tokens: TokenBytes) -> None:
         self.start: State = ()
@@ -106,96 +96,44 @@ class Anything:
         return True
 
 
-class Merges:
-    """The BPE merges of a vocabulary: which two neighbours inside a pre-token stay as they are.
+class LedValidity:
+    """Another validity for a tokenizer that puts a lead (a dummy space) in front of every text but the empty one.
 
-    Where merges fire in the order of their ranks (every trained BPE) the invalid successors of a token are listed from
-    the merge trees' spines; elsewhere (some converted SentencePiece models) each pair is merged on its own, once.
+    State: that of the other, and whether nothing (0), just the lead (1) or more (2) was spelt. Some tokenizers put no lead in
+    front of a blank, so that no text is spelt with the lead and a blank behind it.
     """
 
-    def __init__(self, tokens: TokenBytes) -> None:
-        spec = json.loads(tokens.backend.to_str())["model"]
-        self._tokens = tokens
-        pieces = {token: piece for piece, token in spec["vocab"].items()}
-        self.pieces = [pieces.get(token) if text is not None else None for token, text in enumerate(tokens.spelled)]
-        self._fallback = {p for p in pieces.values() if p.startswith("<0x")} if spec.get("byte_fallback") else set()
-        pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in spec["merges"]]
-        self._rank = {pair: rank for rank, pair in enumerate(pairs)}
-        self.monotone = True
-        self._right: dict[int, list[tuple[str, float]]] = {}
-        left: dict[str, list[tuple[int, float]]] = {}
-        self.reachable_V = np.zeros(tokens.size, dtype=bool)
-        for token, piece in enumerate(self.pieces):
-            if piece is None:
-                continue
-            spines = self._spines(piece)
-            if spines is None:
-                continue
-            self.reachable_V[token] = True
-            self._right[token] = spines[1]
-            for symbol, until in spines[0]:
-                left.setdefault(symbol, []).append((token, until))
-        self._left = {
-            symbol: tuple(np.array(column) for column in zip(*rows, strict=True)) for symbol, rows in left.items()
-        }
-        self._following: dict[str, list[tuple[str, int]]] = {}
-        for (first, second), rank in self._rank.items():
-            self._following.setdefault(first, []).append((second, rank))
-        self.row = lru_cache(maxsize=1024)(self._row)
+    def __init__(self, tokens: TokenBytes, own: Validity) -> None:
+        self.own, self.exact, self.mode = own, own.exact, own.mode
+        self._lead, self._spelled = tokens.lead, tokens.spelled
+        ids = tokens.encode(" " + tokens.probe)
+        found = b"".join(tokens.spelled[token] or b"" for token in ids if token < tokens.size)
+        self._swallows = not found.startswith(tokens.lead + b" ")
+        self.start: State = (own.start, 0)
 
-    def _spines(self, piece: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]] | None:
-        """Symbols at the left and at the right end while a piece is merged, each with the rank that consumes it."""
-        if piece in self._fallback:
-            return [(piece, np.inf)], [(piece, np.inf)]
-        symbols, fired = list(piece), -1
-        left: list[tuple[str, float]] = []
-        right: list[tuple[str, float]] = []
-        while len(symbols) > 1:
-            ranks = [self._rank.get(pair, np.inf) for pair in pairwise(symbols)]
-            place = int(np.argmin(ranks)) if len(ranks) > 8 else ranks.index(min(ranks))
-            if ranks[place] == np.inf:
-                return None
-            self.monotone &= ranks[place] >= fired
-            fired = int(ranks[place])
-            if place == 0:
-                left.append((symbols[0], fired))
-            if place == len(symbols) - 2:
-                right.append((symbols[-1], fired))
-            symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
-        return [*left, (symbols[0], np.inf)], [*right, (symbols[0], np.inf)]
+    def allows(self, state: State, token: int) -> bool:
+        return not self._doubles(state[1], token) and self.own.allows(state[0], token)
 
-    def _row(self, token: int) -> Mask:
-        """Which ids [V] may stand after `token` inside one pre-token."""
-        if not self.monotone:
-            return np.array([self._merged(token, other) for other in range(self._tokens.size)])
-        valid = self.reachable_V.copy()
-        if not valid[token]:
-            valid[:] = False
-            return valid
-        for symbol, until in self._right[token]:
-            for other, rank in self._following.get(symbol, ()):
-                if rank < until and other in self._left:
-                    ids, consumed = self._left[other]
-                    valid[ids[consumed >= rank].astype(np.int64)] = False
-        return valid
+    def step(self, state: State, token: int) -> State | None:
+        after = None if self._doubles(state[1], token) else self.own.step(state[0], token)
+        only = state[1] == 0 and self._spelled[token] == self._lead
+        return None if after is None else (after, 1 if only else 2)
 
-    def pair(self, token: int, other: int) -> bool:
-        """Whether `other` may stand after `token` inside one pre-token."""
-        return bool(self.row(token)[other])
+    def row(self, state: State) -> Mask:
+        found = self.own.row(state[0])
+        if state[1] == 2 or not self._swallows:
+            return found
+        doubled = [self._doubles(state[1], token) for token in range(len(self._spelled))]
+        return found & ~np.array(doubled)
 
-    def _merged(self, token: int, other: int) -> bool:
-        if not (self.reachable_V[token] and self.reachable_V[other]):
+    def closes(self, state: State) -> bool:
+        return state[1] != 1 and self.own.closes(state[0])
+
+    def _doubles(self, begun: int, token: int) -> bool:
+        if not self._swallows or begun == 2:
             return False
-        first, second = self.pieces[token], self.pieces[other]
-        if first in self._fallback or second in self._fallback:
-            return True
-        symbols = [*first, *second]  # type: ignore[misc]
-        while True:
-            ranks = [self._rank.get(pair, np.inf) for pair in pairwise(symbols)]
-            place = int(np.argmin(ranks)) if ranks else 0
-            if not ranks or ranks[place] == np.inf:
-                return symbols == [first, second]
-            symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
+        text = self._spelled[token] or b""
+        return text.startswith(b" " if begun else self._lead + b" ")
 
 
 class MergeValidity:
@@ -206,12 +144,12 @@ class MergeValidity:
     exact: for a pre-tokenizer whose rules read a text from left to right by classes of characters (all common ones).
     """
 
-    exact = True
+    exact, mode = True, "merges"
 
-    def __init__(self, tokens: TokenBytes) -> None:
-        self.tokens, self.merges = tokens, Merges(tokens)
-        spec = json.loads(tokens.plain.to_str())
+    def __init__(self, tokens: TokenBytes, spec: dict[str, Any]) -> None:
+        self.tokens, self.merges = tokens, Merges(tokens, spec["model"])
         self._normalizer = tokens.plain.normalizer
+        self._form = NormalForm(tokens) if tokens.byte_level and self._normalizer is not None else None
         cutting = [
             name for name in step_types(spec, "pre_tokenizer") if name not in ("Sequence", "ByteLevel", "Metaspace")
         ]
@@ -224,6 +162,7 @@ class MergeValidity:
         self._flags: dict[tuple[Hashable, bytes], tuple[bool, bool]] = {}
         self.row = lru_cache(maxsize=512)(self._row)
         self._trimmed = lru_cache(maxsize=65536)(self._trim)
+        self._live = lru_cache(maxsize=65536)(self._is_live)
 
     def _byte_pieces(self) -> dict[int, int]:
         pieces = ((token, piece) for token, piece in enumerate(self.merges.pieces) if piece)
@@ -239,7 +178,9 @@ class MergeValidity:
         text = self.tokens.spelled[token]
         if text is None or not self.merges.reachable_V[token] or (last < 0 and not self._leads(text)):
             return False
-        if self._fallback and self._begun(begun, token) is None:
+        if (self._fallback and self._begun(begun, token) is None) or not self._live(token):
+            return False
+        if self._form is not None and not self._form.after(tail, text):
             return False
         joins = last < 0 or self.merges.pair(last, token)
         if self._cutter is None:
@@ -268,6 +209,28 @@ class MergeValidity:
             return False
         return self._agrees(self._boundaries(text), cuts, len(tail))
 
+    @cached_property
+    def _open_ended(self) -> list[int]:
+        """Tokens that end inside a character."""
+        pairs = [(token, text) for token, text in enumerate(self.tokens.spelled) if text and text[-1] >= 0x80]
+        return [] if self._fallback else [token for token, text in pairs if begun_character(text)]
+
+    @cached_property
+    def _continuing(self) -> tuple[list[str], Mask]:
+        """Pieces of a single byte inside a character, and which ids [V] begin with such a byte."""
+        first_V = np.array([text is not None and 0x80 <= text[0] < 0xC0 for text in self.tokens.spelled])
+        alone = [i for i in np.flatnonzero(first_V).tolist() if len(self.tokens.spelled[i] or b"") == 1]
+        return [self.merges.pieces[token] or "" for token in alone], first_V
+
+    def _is_live(self, token: int) -> bool:
+        """Whether some token can go on with the character that this one begins; true where it begins none."""
+        if self._fallback or not begun_character(self.tokens.spelled[token] or b""):
+            return True
+        pieces, first_V = self._continuing
+        if self.merges.monotone and any(self.merges.apart(token, piece) for piece in pieces):
+            return True
+        return bool((self.merges.row(token) & first_V).any())
+
     def _leads(self, text: bytes) -> bool:
         return text.startswith(self.tokens.lead) or self.tokens.lead.startswith(text)
 
@@ -291,6 +254,10 @@ class MergeValidity:
             kinds, kind_V = self._classes(b"'" in tail[-3:] or "’".encode() in tail[-5:])
             flags = np.array([self._cut_of_class(tail, cuts, kind) for kind in kinds] + [(False, False)])
             mask = self.merges.reachable_V & (flags[kind_V, 0] | (flags[kind_V, 1] & joins))
+        for token in self._open_ended:
+            mask[token] &= self._live(token)
+        if self._form is not None:
+            mask &= self._form.row(last_character(tail))
         if last < 0 and self.tokens.lead:
             mask &= np.array([text is not None and self._leads(text) for text in self.tokens.spelled])
         if self._fallback:
@@ -378,11 +345,11 @@ class WindowValidity:
 
     LONGEST = 8
 
-    def __init__(self, tokens: TokenBytes) -> None:
-        spec = json.loads(tokens.plain.to_str())
+    def __init__(self, tokens: TokenBytes, spec: dict[str, Any]) -> None:
         step = json.dumps(spec.get("pre_tokenizer"))
         words = tokens.family in ("WordPiece", "WordLevel") or '"Whitespace' in step or '"split": true' in step
-        self.exact = words and not spec["added_tokens"]
+        self.exact = words and not adds_words(spec)
+        self.mode = "words" if self.exact else "window"
         self.tokens = tokens
         self.start: State = ()
         self._follows = lru_cache(maxsize=1 << 18)(self._follow)
@@ -426,83 +393,10 @@ class WindowValidity:
         return np.array([self.allows(state, token) for token in range(self.tokens.size)])
 
 
-@lru_cache(maxsize=4096)
-def completions(begun: bytes) -> tuple[bytes, ...] | None:
-    """Endings that make a begun character whole, one per class of character; (b"",) where it is whole, None where none can."""
-    try:
-        begun.decode()
-    except UnicodeDecodeError as error:
-        if error.reason != "unexpected end of data" or error.start:
-            return None
-    else:
-        return (b"",)
-    missing = {0xC0: 2, 0xE0: 3, 0xF0: 4}[min(begun[0] & 0xF0, 0xF0) if begun[0] >= 0xE0 else 0xC0] - len(begun)
-    steps = [range(0x80, 0xC0)] if missing == 1 else [range(0x80, 0xC0), range(0x80, 0xC0, 5)]
-    if missing == 3:
-        steps = [range(0x80, 0xC0, 3), range(0x80, 0xC0, 7), range(0x80, 0xC0, 21)]
-    found: dict[str, bytes] = {}
-    endings = [b""]
-    for step in steps:
-        endings = [ending + bytes([byte]) for ending in endings for byte in step]
-    for ending in endings:
-        try:
-            character = (begun + ending).decode()
-        except UnicodeDecodeError:
-            continue
-        category = unicodedata.category(character)
-        found.setdefault(category if category[0] == "L" else category[0], ending)
-    return tuple(found.values()) or None
-
-
 def _witnesses(text: bytes) -> tuple[str, ...]:
     """What may follow: rules that look ahead move a cut before the last character only at blanks and apostrophes."""
     open_ended = text[-1:].isspace() or text[-1:] >= b"\x80" or b"'" in text[-3:]
     return WITNESSES if open_ended or not text else ("", "a")
-
-
-@lru_cache(maxsize=65536)
-def representative(character: str) -> str:
-    """A character that pre-tokenizers cannot tell from this one: ASCII by case, others by Unicode category."""
-    if character.isascii():
-        if character.isalpha():
-            return "a" if character.islower() else "A"
-        return "1" if character.isdigit() else character
-    if "\u3040" <= character <= "\u30ff":
-        return "\u3042"
-    if "\u4e00" <= character <= "\u9fff":
-        return "\u4e2d"
-    return CLASS_OF.get(unicodedata.category(character), character)
-
-
-@lru_cache(maxsize=1 << 18)
-def pattern(text: bytes, raw: bool = False) -> bytes:
-    """Text by classes of characters: letters as one letter, runs of them as two, letters after an apostrophe as they are.
-
-    raw: keep the first two characters, which an apostrophe before the text may bind. Begun characters stay.
-    """
-    found: list[str] = []
-    keep = 2 if raw else 0
-    for character in text.decode("utf-8", "surrogateescape"):
-        if character in "'’":
-            keep = 3
-        kept = keep > 0 or "\udc80" <= character <= "\udcff"
-        keep -= keep > 0
-        each = character if kept else representative(character)
-        if not (each.isalpha() and found[-2:] == [each, each] and not kept):
-            found.append(each)
-    return "".join(found).encode("utf-8", "surrogateescape")
-
-
-@lru_cache(maxsize=1 << 16)
-def compressed(tail: bytes, cuts: tuple[tuple[int, bool], ...]) -> tuple[bytes, tuple[tuple[int, bool], ...]]:
-    """A tail by classes of characters, token by token, with the places of its cuts moved along."""
-    places = [0, *(place for place, _ in cuts), len(tail)]
-    pieces: list[bytes] = []
-    for low, high in pairwise(places):
-        before = tail[max(0, low - 3) : low]
-        pieces.append(pattern(tail[low:high], b"'" in before or "’".encode() in tail[max(0, low - 5) : low]))
-    ends = np.cumsum([len(piece) for piece in pieces]).tolist()
-    return b"".join(pieces), tuple((end, joins) for end, (_, joins) in zip(ends, cuts, strict=False))
 
 
 @dataclass(frozen=True)
@@ -548,9 +442,8 @@ def stability(tokens: TokenBytes, *, texts: int = 200, seed: int = 0) -> Stabili
                 break
             state = after
             unstable += _is_unstable(tokens, ids[: count + 1])
-    mode = "merges" if isinstance(judge, MergeValidity) else "words" if judge.exact else "window"
     exact = judge.exact and not rejected and not unsound
-    return Stability(mode, exact, boundaries, unstable / max(1, boundaries), rejected, unsound, tried)
+    return Stability(judge.mode, exact, boundaries, unstable / max(1, boundaries), rejected, unsound, tried)
 
 
 def _random_text(tokens: TokenBytes, generator: np.random.Generator) -> str:
@@ -573,7 +466,7 @@ def _is_unstable(tokens: TokenBytes, ids: Sequence[int]) -> bool:
         before = b"".join(tokens.spelled[token] for token in ids).removeprefix(tokens.lead).decode()  # type: ignore[misc]
     except UnicodeDecodeError:
         return False
-    return tokens.encode(before) != list(ids)
+    return bool(before) and tokens.encode(before) != list(ids)
 
 
 def _sound(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from shiftscope.core import masked_families
+from shiftscope.core import masked_families, tokenizer_files
 from shiftscope.core.head import Head
 
 if TYPE_CHECKING:
@@ -173,7 +173,11 @@ def _read(name: str, source: Source, kind: Kind, dtype: torch.dtype | str) -> tu
         found = kind_of(config)
         if found is not None and found != kind:
             raise ValueError(f"it is {_WORDS[found]} ({_architecture(config)}): {INSTEAD[found]}")
-        tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+        own = tokenizer_files.of_folder(source.path)
+        if own is not None and own.name == "tekken.json":
+            tokenizer = tokenizer_files.wrapped(own)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
         options = {"revision": source.revision or "main", "dtype": dtype}
         if kind == "masked":
             model, told = masked_families.read(source.path, config, **options)
@@ -186,7 +190,7 @@ def _read(name: str, source: Source, kind: Kind, dtype: torch.dtype | str) -> tu
             )
         if source.adapter:
             model = _with_adapter(model, source.adapter)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ValueError(f"{name!r} cannot be loaded as {_WORDS[kind]}: {_first_line(error)}") from error
     finally:
         if bars:
@@ -211,6 +215,17 @@ def kind_of(config: dict[str, Any]) -> Kind | None:
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "causal"
     return None
+
+
+def kind_named(name: str) -> Kind | None:
+    """What the configuration of a checkpoint says it is, by name; None where it does not say. Raises as `parse`."""
+    from transformers import PreTrainedConfig
+
+    source = parse(name)
+    try:
+        return kind_of(PreTrainedConfig.get_config_dict(source.path, revision=source.revision)[0])
+    except OSError as error:
+        raise ValueError(f"{name!r} cannot be loaded: {_first_line(error)}") from error
 
 
 def _architecture(config: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Texts cut into tokens by any tokenizer: streams with their places in the text, and what is lost on the way.
 
-A tokenizer is named by a checkpoint (zoo name, folder, hub id, `@revision`) or by a tokenizer.json file.
+A tokenizer is named by a checkpoint (zoo name, folder, hub id, `@revision`) or by a file: a tokenizer.json, a tekken.json or
+a SentencePiece model.
 """
 
 # N tokens, D documents
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shiftscope.core import checkpoints
+from shiftscope.core import checkpoints, token_bytes, tokenizer_files
 from shiftscope.core.coding import Stream
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ def opened(names: Sequence[str] | Mapping[str, Any]) -> list[Tokens]:
     given = names if isinstance(names, Mapping) else {name: name for name in names}
     found: list[Tokens] = []
     for name, tokenizer in given.items():
-        label = re.sub(r"\W+", "_", Path(name).stem if name.endswith(".json") else name).strip("_") or "tokenizer"
+        label = (
+            re.sub(r"\W+", "_", Path(name).stem if tokenizer_files.is_named(name) else name).strip("_") or "tokenizer"
+        )
         taken, number, free = {other.label for other in found}, 1, label
         while free in taken:
             number += 1
@@ -68,7 +71,7 @@ def opened(names: Sequence[str] | Mapping[str, Any]) -> list[Tokens]:
         provenance = {
             "name": name, "kind": type(backend.model).__name__, "sha256": hashlib.sha256(text.encode()).hexdigest()
         }  # fmt: skip
-        found.append(Tokens(name, free, _bare(text), provenance))
+        found.append(Tokens(name, free, _bare(text, backend.encode_special_tokens), provenance))
     return found
 
 
@@ -78,44 +81,38 @@ def _backend(name: str, given: Any) -> Tokenizer:
 
     if isinstance(given, Tokenizer):
         return given
-    if isinstance(given, str | Path) and Path(given).is_file():
-        return _from_file(str(given))
-    if isinstance(given, str | Path) and (Path(given) / "tokenizer.json").is_file():
-        return _from_file(str(Path(given) / "tokenizer.json"))
     if isinstance(given, str | Path):
+        path = Path(given)
+        file = path if path.is_file() else path / "tokenizer.json"
+        own = file if file.is_file() else tokenizer_files.of_folder(path)
+        if own is not None:
+            return tokenizer_files.read(own)
         source = checkpoints.parse(str(given))
         try:
             given = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
             raise ValueError(f"{name!r} cannot be loaded as a tokenizer: {reason}") from error
-    if not isinstance(given, PreTrainedTokenizerBase) or not given.is_fast:
+    if not isinstance(given, PreTrainedTokenizerBase):
         raise ValueError(
             f"{name!r} is a {type(given).__name__}: a tokenizer of an unknown kind; a `tokenizers` one (with a tokenizer.json: "
             f"BPE, Unigram, WordPiece or WordLevel) is needed"
         )
-    return given.backend_tokenizer
+    return token_bytes.backend_of(given)[0]
 
 
-def _from_file(path: str) -> Tokenizer:
+def _bare(text: str, spells_special: bool) -> Tokenizer:
+    """A copy whose offsets are untrimmed and that adds nothing to a text.
+
+    spells_special: a special token's name in a text is text, as the original has it.
+    """
     from tokenizers import Tokenizer
 
-    try:
-        return Tokenizer.from_file(path)
-    except Exception as error:  # the library raises bare Exception
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"{path!r} is a tokenizer of an unknown kind ({reason}): a tokenizer.json of `tokenizers` is needed"
-        ) from error
-
-
-def _bare(text: str) -> Tokenizer:
-    """A copy whose offsets are untrimmed and that adds nothing to a text."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_str(
+    bare = Tokenizer.from_str(
         json.dumps({**json.loads(text), "post_processor": None, "truncation": None, "padding": None})
     )
+    bare.encode_special_tokens = spells_special
+    return bare
 
 
 @dataclass(frozen=True)
