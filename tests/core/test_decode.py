@@ -71,3 +71,27 @@ def test_a_prompt_that_fills_the_context_is_an_error(sums):
 def test_settings_outside_their_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         decode.Sampling(**wrong)
+
+
+def test_top_k_keeps_the_k_most_probable_tokens_and_their_ratios_before_top_p():
+    logits = torch.tensor([[0.0, 1.0, 3.0, 2.0, -1.0]], dtype=torch.float64)
+    kept = decode.shaped(logits, 1.0, top_k=2).exp()
+    assert kept[0].nonzero()[:, 0].tolist() == [2, 3]
+    assert kept[0, 2] / kept[0, 3] == pytest.approx(torch.e)
+    assert torch.equal(decode.shaped(logits, 1.0, top_k=5), decode.shaped(logits, 1.0))
+    both = decode.shaped(logits, 1.0, 0.7, 2).exp()  # of the two that are left, the first has 73 %
+    assert both[0].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_tokens_that_a_row_may_not_write_are_never_drawn_and_further_ends_end(sums, contexts):
+    sampling = decode.Sampling(temperature=1.0, max_new_tokens=12)
+    free = decode.sample(sums, contexts, range(4), sampling)
+    banned = free[0][0]
+    mask = torch.ones(sums.vocabulary_size, dtype=torch.bool)
+    mask[banned] = False
+    kept = decode.sample(
+        sums, contexts, range(4), sampling, allowed=lambda row, ids: mask.numpy() if row == 0 else None
+    )
+    assert banned not in kept[0]
+    assert kept[1:] == free[1:]
+    assert decode.sample(sums, contexts[:1], [0], sampling, further_ends=[banned])[0] == (banned,)

@@ -8,16 +8,20 @@ which belongs to it: stopping is a decision like any other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.divergence import truncate_top_p
 from shiftscope.core.head import evaluating
 from shiftscope.core.randomness import uniforms
+
+Allowed = Callable[[int, Sequence[int]], NDArray[np.bool_] | None]
 
 
 @dataclass(frozen=True)
@@ -49,13 +53,20 @@ class Sampling:
             )
 
 
-def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+def shaped(logits_BV: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
+    """The log-law that is drawn from, float64: temperature, then the top_k most probable tokens (0: all), then top_p."""
+    logp_BV = (logits_BV.double() / temperature).log_softmax(-1)
+    if 0 < top_k < logp_BV.shape[-1]:
+        values, ids = logp_BV.topk(top_k, -1)
+        logp_BV = torch.full_like(logp_BV, -torch.inf).scatter(-1, ids, values.log_softmax(-1))
+    return truncate_top_p(logp_BV, top_p) if top_p < 1 else logp_BV
+
+
+def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: float = 1.0, *, top_k: int = 0) -> Tensor:
     """The drawn token of every row by inverse CDF in id order, so that equal numbers give coupled draws. [B] int64."""
     if temperature == 0:
         return logits_BV.argmax(-1)
-    logp_BV = (logits_BV.double() / temperature).log_softmax(-1)
-    if top_p < 1:
-        logp_BV = truncate_top_p(logp_BV, top_p)
+    logp_BV = shaped(logits_BV, temperature, top_p, top_k)
     cumulative_BV = logp_BV.exp().cumsum(-1)
     target_B1 = uniform_B.to(cumulative_BV).unsqueeze(-1) * cumulative_BV[:, -1:]
     drawn_B = torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
@@ -72,15 +83,24 @@ def end_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def sample(
-    checkpoint: Checkpoint, contexts: Sequence[Sequence[int]], documents: Sequence[int], sampling: Sampling
+    checkpoint: Checkpoint,
+    contexts: Sequence[Sequence[int]],
+    documents: Sequence[int],
+    sampling: Sampling,
+    *,
+    top_k: int = 0,
+    allowed: Allowed | None = None,
+    further_ends: Sequence[int] = (),
 ) -> list[tuple[int, ...]]:
     """One answer per context as token ids, ended by an end-of-text id or by max_new_tokens (or the model's context).
 
-    documents: the number of each context, which keys its random numbers.
+    documents: the number of each context, which keys its random numbers. top_k: tokens kept at each step, 0 for all.
+    allowed: (row, ids of its answer so far) -> which ids [V] may follow, None for all. further_ends: ids that end an
+    answer too, and belong to it.
     """
     if not contexts:
         return []
-    device, ends = checkpoint.head.device, torch.tensor(end_ids(checkpoint), dtype=torch.long)
+    device, ends = checkpoint.head.device, torch.tensor([*end_ids(checkpoint), *further_ends], dtype=torch.long)
     room = (checkpoint.context_length or 1 << 30) - max(map(len, contexts))
     if room < 1:
         raise ValueError(
@@ -105,7 +125,10 @@ def sample(
             )
             cache = output.past_key_values
             uniform_B = torch.from_numpy(uniforms(sampling.seed, list(documents), position))
-            drawn_B = choose(output.logits[:, -1].float(), uniform_B, sampling.temperature, sampling.top_p).cpu()
+            logits_BV = output.logits[:, -1].float()
+            if allowed is not None:
+                logits_BV = _masked(logits_BV, allowed, answers, alive)
+            drawn_B = choose(logits_BV, uniform_B, sampling.temperature, sampling.top_p, top_k=top_k).cpu()
             for row in alive.nonzero()[:, 0].tolist():
                 answers[row].append(int(drawn_B[row]))
             alive &= ~torch.isin(drawn_B, ends)
@@ -114,6 +137,17 @@ def sample(
             step_BT = drawn_B[:, None]
             mask_BT = torch.cat([mask_BT, torch.ones(len(contexts), 1, dtype=torch.long)], 1)
     return [tuple(answer) for answer in answers]
+
+
+def _masked(logits_BV: Tensor, allowed: Allowed, answers: Sequence[Sequence[int]], alive: Tensor) -> Tensor:
+    """Logits with -inf where a row may not go on; rows that have ended stay as they are."""
+    masked_BV = logits_BV.clone()
+    for row in alive.nonzero()[:, 0].tolist():
+        mask_V = allowed(row, answers[row])
+        if mask_V is not None:
+            kept_V = torch.from_numpy(mask_V).to(masked_BV.device)
+            masked_BV[row] = torch.where(kept_V, masked_BV[row], -torch.inf)
+    return masked_BV
 
 
 def left_padded(contexts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
