@@ -6,7 +6,7 @@ import json
 import pytest
 
 from shiftscope import zoo
-from shiftscope.core import checkpoints, corpus
+from shiftscope.core import checkpoints, corpus, decoders
 from shiftscope.zoo import __main__ as make
 
 NAMES = sorted(path.parent.name for path in zoo.FOLDER.glob("*/card.json"))
@@ -33,10 +33,14 @@ def test_a_card_says_what_it_is_and_names_a_recipe_that_exists(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_prompts_can_be_read_by_their_model(name):
-    checkpoint = checkpoints.load(name)
     texts = corpus.read(zoo.FOLDER / name / "prompts.jsonl")
+    if checkpoints.kind_named(name) == "causal":
+        checkpoint = checkpoints.load(name)
+        contexts = [corpus.context_ids(checkpoint, text) for text in texts]
+    else:
+        checkpoint = decoders.opened(name)
+        contexts = [canvas.ids for canvas in decoders.canvases(checkpoint, texts, room=1, samples=1)]
     unknown = checkpoint.tokenizer.unk_token_id
-    for text in texts:
-        ids = corpus.context_ids(checkpoint, text)
-        assert 0 < len(ids) < checkpoint.context_length
+    for ids in contexts:
+        assert 0 < len(ids) <= checkpoint.context_length
         assert unknown is None or unknown not in ids

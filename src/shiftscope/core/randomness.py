@@ -6,13 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def uniforms(seed: int, documents_B: ArrayLike, positions_B: ArrayLike, stream: int = 0) -> NDArray[np.float64]:
+def uniforms(seed: int, documents_B: ArrayLike, positions_B: ArrayLike, stream: ArrayLike = 0) -> NDArray[np.float64]:
     """One number in [0, 1) for every (document, position): a hash, so it needs no state and no order.
 
-    stream: numbers for different purposes at the same place (a draw, a control, a retry). 53 random bits each.
+    documents_B, positions_B, stream: broadcast against each other. stream: numbers for different purposes at the same place (a draw, a control, a retry). 53 random bits each.
     """
     with np.errstate(over="ignore"):
-        state = _mix(np.asarray(seed, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(stream + 1))
+        state = _mix(
+            np.asarray(seed, dtype=np.uint64)
+            + np.uint64(0x9E3779B97F4A7C15) * (np.asarray(stream, dtype=np.uint64) + np.uint64(1))
+        )
         state = _mix(state ^ _mix(np.asarray(documents_B, dtype=np.uint64) + np.uint64(0xD1B54A32D192ED03)))
         state = _mix(state ^ _mix(np.asarray(positions_B, dtype=np.uint64) + np.uint64(0x8CB92BA72F3D8DD7)))
     return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Train the shipped checkpoints again: `python -m shiftscope.zoo [NAME …]` (all of them: about half an hour on two cores).
+"""Train the shipped checkpoints again: `python -m shiftscope.zoo [NAME …]` (all of them: about 45 minutes on two cores).
 
 Each recipe writes weights, tokenizer, prompts and a card with the figures that it measured; a checkpoint that starts from
 another is trained after it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from shiftscope.zoo import FOLDER, docs, lists, styles, sums
+from shiftscope.zoo import FOLDER, anyorder, counts, docs, lists, markov, styles, sums
 
 RECIPES = {
     "sums-base": lambda: sums.train_base(FOLDER / "sums-base"),
@@ -20,7 +20,10 @@ RECIPES = {
     "styles-dpo": lambda: styles.train_dpo(FOLDER / "styles-dpo", FOLDER / "styles-base"),
     "lists-base": lambda: lists.train(FOLDER / "lists-base"),
     "docs-base": lambda: docs.train_base(FOLDER / "docs-base"),
+    "docs-anyorder": lambda: anyorder.train(FOLDER / "docs-anyorder"),
     "docs-code": lambda: docs.train_code(FOLDER / "docs-code", base=FOLDER / "docs-base"),
+    "markov-masked": lambda: markov.train(FOLDER / "markov-masked"),
+    "counts-masked": lambda: counts.train(FOLDER / "counts-masked"),
 }
 
 
