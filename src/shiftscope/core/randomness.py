@@ -9,7 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 def uniforms(seed: int, documents_B: ArrayLike, positions_B: ArrayLike, stream: ArrayLike = 0) -> NDArray[np.float64]:
     """One number in [0, 1) for every (document, position): a hash, so it needs no state and no order.
 
-    documents_B, positions_B, stream: broadcast against each other. stream: numbers for different purposes at the same place (a draw, a control, a retry). 53 random bits each.
+    documents_B, positions_B, stream: broadcast against each other. stream: numbers for different purposes at the same place
+    (a draw, a control, a retry). 53 random bits each.
     """
     with np.errstate(over="ignore"):
         state = _mix(
