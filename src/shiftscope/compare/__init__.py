@@ -5,11 +5,15 @@ from __future__ import annotations
 from shiftscope.compare.answers import answers
 from shiftscope.compare.bytes import bytes_
 from shiftscope.compare.corpora import corpora
+from shiftscope.compare.decoders import decoders_
 from shiftscope.compare.domains import domains
+from shiftscope.compare.edits import edits
 from shiftscope.compare.examples import examples
+from shiftscope.compare.images import images
 from shiftscope.compare.keys import keys
 from shiftscope.compare.layers import layers
 from shiftscope.compare.models import models
+from shiftscope.compare.preservation import preservation
 from shiftscope.compare.scorers import scorers
 from shiftscope.compare.slices import slices
 from shiftscope.compare.subpopulations import subpopulations
@@ -30,12 +34,16 @@ METHODS = {
     "scorers": scorers,
     "answers": answers,
     "tokenizers": tokenizers,
+    "edits": edits,
     "corpora": corpora,
     "examples": examples,
     "domains": domains,
     "slices": slices,
     "subpopulations": subpopulations,
     "weights": weights,
+    "images": images,
+    "decoders": decoders_,
+    "preservation": preservation,
 }
 
 __all__ = [
@@ -43,11 +51,15 @@ __all__ = [
     "answers",
     "bytes_",
     "corpora",
+    "decoders_",
     "domains",
+    "edits",
     "examples",
+    "images",
     "keys",
     "layers",
     "models",
+    "preservation",
     "scorers",
     "slices",
     "subpopulations",

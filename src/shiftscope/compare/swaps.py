@@ -172,16 +172,10 @@ def _summary(setting: Setting, column: Mapping[str, NDArray[Any]]) -> _Summary:
         if binary
         else statistics.mean_figure(score, text, unit=unit)
     )
-    effective, switched = (_ratio(column[name], tokens, text) for name in ("n_effective", "n_switched"))
+    effective, switched = (
+        statistics.ratio_figure(column[name], tokens, text, unit="share") for name in ("n_effective", "n_switched")
+    )
     return _Summary(setting, accuracy, effective, switched, float(column["n_effective"].mean()), sums_G / counts_G)
-
-
-def _ratio(counts: NDArray[Any], tokens: NDArray[Any], text: NDArray[Any]) -> Figure:
-    """A share of tokens with its bootstrap interval over texts."""
-    counts_G, tokens_G = (statistics.group_sums(values, text)[0] for values in (counts, tokens))
-    low, high = np.quantile(statistics.resampled_ratios(counts_G, tokens_G), [0.025, 0.975])
-    share = float(counts.sum() / tokens.sum())
-    return Figure(share, "share", int(tokens.sum()), min(float(low), share), max(float(high), share))
 
 
 def _name(setting: Setting) -> str:

@@ -24,6 +24,12 @@ from shiftscope.core.randomness import uniforms
 Allowed = Callable[[int, Sequence[int]], NDArray[np.bool_] | None]
 
 
+def check_drawing(temperature: float, top_p: float) -> None:
+    """Raises ValueError where tokens cannot be drawn with these settings."""
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"temperature {temperature} and top_p {top_p}: need temperature >= 0 and 0 < top_p <= 1")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How answers are drawn.
@@ -39,10 +45,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature {self.temperature} and top_p {self.top_p}: need temperature >= 0 and 0 < top_p <= 1"
-            )
+        check_drawing(self.temperature, self.top_p)
         if self.samples < 1 or self.max_new_tokens < 1:
             raise ValueError(
                 f"samples {self.samples} and max_new_tokens {self.max_new_tokens}: both must be at least 1"

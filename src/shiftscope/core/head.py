@@ -100,15 +100,15 @@ class Head:
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Run a block in eval mode without gradients; every submodule's `training` flag is put back afterwards."""
-    flags = [(module, module.training) for model in models for module in model.modules()]
+    training = [module for model in models for module in model.modules() if module.training]
     try:
-        for model in models:
-            model.eval()
+        for module in training:
+            module.training = False
         with torch.no_grad():
             yield
     finally:
-        for module, training in flags:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 def _blocks(body: nn.Module, count: int) -> list[nn.Module]:

@@ -9,7 +9,7 @@ arXiv 2505.24857 (entropy bound). Deviation: confidence is a statistic of the la
 sampled: choosing positions by the value that was drawn is a selection bias, and collapses the entropy.
 """
 
-# K hidden positions of one text, V vocabulary
+# B texts, K hidden places of a text, N places filled, V vocabulary
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from shiftscope.core.decode import choose
+from shiftscope.core.decode import check_drawing, choose
 from shiftscope.core.divergence import entropy_nats, truncate_top_p
 from shiftscope.core.masked_model import MaskedLM
 from shiftscope.core.randomness import uniforms
 from shiftscope.core.reveals import Reveals
-from shiftscope.core.scope import Scope, Sight
+from shiftscope.core.scope import Scope, Sight, View
 
 Order = Literal["max_prob", "margin", "entropy", "left_to_right", "random", "sampled"]
 _DRAWS, _ORDERS, _REDRAWS = 0, 1, 2  # streams of random numbers
@@ -53,10 +56,7 @@ class Filling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature {self.temperature} and top_p {self.top_p}: need temperature >= 0 and 0 < top_p <= 1"
-            )
+        check_drawing(self.temperature, self.top_p)
         if self.per_call < 1:
             raise ValueError(f"per_call is {self.per_call}: a call fills at least one position")
         rules = [self.threshold, self.factor, self.entropy_bound]
@@ -81,13 +81,17 @@ class Filling:
 
 @dataclass
 class Canvas:
-    """A text being filled. ids: mask_id where hidden. start: where the written part begins. document: keys its randomness."""
+    """A text being filled. ids: mask_id where hidden. start: where the written part begins. document: keys its randomness.
+
+    dropped: positions behind the text's end that were cut off when it stopped.
+    """
 
     document: int
     ids: list[int]
     start: int
     mask_id: int
     stopped: Literal["", "filled", "end"] = ""
+    dropped: int = 0
     record: Reveals = field(default_factory=Reveals)
 
     @property
@@ -100,6 +104,7 @@ class Canvas:
         first_hidden = next(iter(self.hidden), len(self.ids))
         ends = [place for place in range(self.start, first_hidden) if self.ids[place] in end_ids] if early else []
         if ends:
+            self.dropped = len(self.ids) - ends[0] - 1
             del self.ids[ends[0] + 1 :]
             self.stopped = "end"
         elif first_hidden == len(self.ids):
@@ -132,8 +137,9 @@ def decode(
 ) -> None:
     """Fill the canvases in place until each stops. A text does not depend on how many are filled together.
 
-    adjust: called after every call that saw all that a text may still need, with the places that were hidden before it and
-    their logits, to lengthen or shorten the canvas. early_stop: end a text at its first end that nothing hidden precedes.
+    adjust: called after every call that gives the laws of all hidden places in sight, with the places that were hidden
+    before it and their logits, to lengthen or shorten the canvas. early_stop: end a text at its first end that nothing
+    hidden precedes.
     watch: called with each canvas after each of its calls.
     """
     sights = {id(canvas): Sight(scope) for canvas in canvases}
@@ -146,12 +152,13 @@ def decode(
             logits = [model.logits([v.ids], [v.wanted], positions=[v.places], window=v.window)[0] for v in views]
         else:
             logits = model.logits([view.ids for view in views], [view.wanted for view in views])
-        for canvas, view, logits_KV in zip(alive, views, logits, strict=True):
+        for canvas, view in zip(alive, views, strict=True):
             canvas.record.spend(len(view.ids), view.pairs, refresh=view.fresh and scope.method == "window")
-            allowed = [view.wanted.index(place) for place in view.allowed]
-            filled = fill(canvas, view.allowed, logits_KV[allowed], filling)
-            sights[id(canvas)].filled(filled)
-            if adjust is not None and view.fresh:
+        allowed = [_rows(logits_KV, view) for logits_KV, view in zip(logits, views, strict=True)]
+        filled = fill(alive, [view.allowed for view in views], allowed, filling)
+        for canvas, view, logits_KV, places in zip(alive, views, logits, filled, strict=True):
+            sights[id(canvas)].filled(places)
+            if adjust is not None and view.whole:
                 adjust(canvas, view.wanted, logits_KV)
                 sights[id(canvas)].cut(len(canvas.ids))
             canvas.settle(model.end_ids, early_stop)
@@ -159,66 +166,105 @@ def decode(
                 watch(canvas)
 
 
-def fill(canvas: Canvas, places: Sequence[int], logits_KV: Tensor, filling: Filling) -> list[int]:
-    """The posterior step: fill some of the allowed places by their laws, and record it. Returns the places filled."""
-    logp_KV = logits_KV.double().log_softmax(-1)
-    redrawn = filling.order == "sampled"  # every position is drawn in every call, and most draws are thrown away
-    stream = _REDRAWS + canvas.record.calls if redrawn else _DRAWS
-    uniform_K = torch.from_numpy(uniforms(filling.seed, [canvas.document] * len(places), list(places), stream))
-    drawn_K = choose(logits_KV, uniform_K, filling.temperature, filling.top_p) if redrawn else None
-    score_K = confidence(logp_KV, filling.order, places, drawn_K, filling.seed, canvas.document)
-    chosen = select(logp_KV, score_K, filling)
-    if drawn_K is None:
-        tokens = choose(logits_KV[chosen], uniform_K[chosen], filling.temperature, filling.top_p)
+def _rows(logits_KV: Tensor, view: View) -> Tensor:
+    """The laws of the places that may be filled, of the laws that were asked for."""
+    if len(view.allowed) == len(view.wanted):
+        return logits_KV
+    seat = {place: row for row, place in enumerate(view.wanted)}
+    return logits_KV[[seat[place] for place in view.allowed]]
+
+
+def fill(
+    canvases: Sequence[Canvas], places: Sequence[Sequence[int]], logits: Sequence[Tensor], filling: Filling
+) -> list[list[int]]:
+    """The posterior step: fill some of the allowed places of every text by their laws, and record it.
+
+    places: the allowed places of each text, at least one. logits: [places, V] of each. Returns the places filled.
+    """
+    logits_BKV, real_BK = pad_sequence(list(logits), batch_first=True), _real([len(row) for row in places])
+    places_BK = pad_sequence([torch.as_tensor(row) for row in places], batch_first=True)
+    documents_B1 = np.array([[canvas.document] for canvas in canvases])
+    redrawn = filling.order == "sampled"  # every place is drawn in every call, and most draws are thrown away
+    stream_B1 = np.array([[_REDRAWS + canvas.record.calls if redrawn else _DRAWS] for canvas in canvases])
+    uniform_BK = torch.from_numpy(uniforms(filling.seed, documents_B1, places_BK.numpy(), stream_B1))
+    logp_BKV = logits_BKV.log_softmax(-1)
+    drawn_BK = None
+    if redrawn:
+        flat_N = choose(logits_BKV.flatten(0, 1), uniform_BK.flatten(), filling.temperature, filling.top_p)
+        drawn_BK = flat_N.view(real_BK.shape).cpu()
+    score_BK = confidence(logp_BKV, filling, places_BK, documents_B1, drawn_BK).masked_fill(~real_BK, -torch.inf)
+    chosen_BK = select(logp_BKV, score_BK, real_BK, filling)
+    logits_NV = logits_BKV[chosen_BK]
+    if drawn_BK is None:
+        tokens_N = choose(logits_NV, uniform_BK[chosen_BK], filling.temperature, filling.top_p).cpu()
     else:
-        tokens = drawn_K[chosen]
-    drawn_from_NV = tempered(logp_KV[chosen], filling)
-    for row, (index, token) in enumerate(zip(chosen, tokens.tolist(), strict=True)):
-        canvas.ids[places[index]] = token
-        canvas.record.add(places[index], token, float(drawn_from_NV[row, token]))
-    return [places[index] for index in chosen]
+        tokens_N = drawn_BK[chosen_BK]
+    logp_N = tempered(logits_NV, filling).gather(-1, tokens_N[:, None].to(logits_NV.device))[:, 0].cpu()
+    rows_N, place_N = chosen_BK.nonzero()[:, 0], places_BK[chosen_BK]
+    filled: list[list[int]] = [[] for _ in canvases]
+    for row, place, token, logp in zip(
+        rows_N.tolist(), place_N.tolist(), tokens_N.tolist(), logp_N.tolist(), strict=True
+    ):
+        canvases[row].ids[place] = token
+        canvases[row].record.add(place, token, logp)
+        filled[row].append(place)
+    return filled
 
 
-def tempered(logp_KV: Tensor, filling: Filling) -> Tensor:
-    """The law that tokens are drawn from, as log-probabilities; at temperature 0 the model's own."""
-    if filling.temperature not in (0, 1):
-        logp_KV = (logp_KV / filling.temperature).log_softmax(-1)
-    return truncate_top_p(logp_KV, filling.top_p) if filling.top_p < 1 and filling.temperature else logp_KV
+def tempered(logits_NV: Tensor, filling: Filling) -> Tensor:
+    """The laws that tokens are drawn from, as log-probabilities in float64; at temperature 0 the model's own."""
+    temperature = filling.temperature or 1.0
+    logp_NV = (logits_NV.double() / temperature).log_softmax(-1)
+    return truncate_top_p(logp_NV, filling.top_p) if filling.top_p < 1 and filling.temperature else logp_NV
 
 
 def confidence(
-    logp_KV: Tensor, order: Order, places: Sequence[int], drawn_K: Tensor | None, seed: int, document: int
+    logp_BKV: Tensor,
+    filling: Filling,
+    places_BK: Tensor,
+    documents_B1: NDArray[np.int64],
+    drawn_BK: Tensor | None = None,
 ) -> Tensor:
-    """How early each place is filled, the largest first. [K] float64. drawn_K: the drawn ids, for order sampled only."""
-    if order == "left_to_right":
-        return -torch.tensor(places, dtype=torch.float64)
-    if order == "random":  # a permutation fixed in advance, whatever is written
-        return torch.from_numpy(uniforms(seed, [document] * len(places), list(places), _ORDERS))
-    if order == "entropy":
-        return -entropy_nats(logp_KV)
-    if order == "margin":
-        best_K2 = logp_KV.exp().topk(2, -1).values
-        return best_K2[:, 0] - best_K2[:, 1]
-    if order == "sampled":
-        assert drawn_K is not None
-        return logp_KV.gather(-1, drawn_K[:, None].to(logp_KV.device))[:, 0].exp()
-    return logp_KV.amax(-1).exp()
+    """How early each place is filled, the largest first. [B, K] on the CPU. drawn_BK: the drawn ids, for order sampled."""
+    if filling.order == "left_to_right":
+        return -places_BK.double()
+    if filling.order == "random":  # a permutation fixed in advance, whatever is written
+        return torch.from_numpy(uniforms(filling.seed, documents_B1, places_BK.numpy(), _ORDERS))
+    if filling.order == "entropy":
+        return -entropy_nats(logp_BKV).cpu()
+    if filling.order == "margin":
+        best_BK2 = logp_BKV.topk(2, -1).values.exp()
+        return (best_BK2[..., 0] - best_BK2[..., 1]).cpu()
+    if filling.order == "sampled":
+        assert drawn_BK is not None
+        return logp_BKV.gather(-1, drawn_BK[..., None].to(logp_BKV.device))[..., 0].exp().cpu()
+    return logp_BKV.amax(-1).exp().cpu()
 
 
-def select(logp_KV: Tensor, score_K: Tensor, filling: Filling) -> list[int]:
-    """Rows to fill, the largest score first; ties go to the leftmost. At least one."""
-    ranked_K = torch.argsort(score_K, descending=True, stable=True).to(logp_KV.device)
-    if filling.one_by_one or filling.per_call > 1:
-        count = filling.per_call
-    elif filling.entropy_bound is not None:
-        entropy_K = entropy_nats(logp_KV)[ranked_K]
-        count = int((entropy_K.cumsum(0) - entropy_K.cummax(0).values <= filling.entropy_bound).sum())
-    else:
-        p_K = score_K.to(ranked_K.device)[ranked_K] if filling.order == "sampled" else logp_KV.amax(-1).exp()[ranked_K]
+def select(logp_BKV: Tensor, score_BK: Tensor, real_BK: Tensor, filling: Filling) -> Tensor:
+    """Which places to fill, the largest score first; ties go to the left. At least one of each text. [B, K] bool.
+
+    score_BK: -inf where real_BK is False, the padding of texts with fewer places.
+    """
+    ranked_BK = torch.argsort(score_BK, descending=True, stable=True)
+    rank_BK = torch.arange(score_BK.shape[1]).expand_as(score_BK)
+    if filling.entropy_bound is not None:
+        entropy_BK = entropy_nats(logp_BKV).cpu().gather(1, ranked_BK)
+        taken_BK = entropy_BK.cumsum(1) - entropy_BK.cummax(1).values <= filling.entropy_bound
+    elif filling.threshold is not None or filling.factor is not None:
+        sure_BK = score_BK if filling.order == "sampled" else logp_BKV.amax(-1).exp().cpu()
+        p_BK = sure_BK.gather(1, ranked_BK)
         if filling.threshold is not None:
-            return ranked_K[p_K >= filling.threshold].tolist() or ranked_K[:1].tolist()
-        assert filling.factor is not None
-        rank_K = torch.arange(2, len(p_K) + 2, device=p_K.device)
-        inside_K = (rank_K * (1 - p_K)) < filling.factor
-        count = int(inside_K.nonzero().max()) + 1 if inside_K.any() else 1
-    return ranked_K[: max(count, 1)].tolist()
+            taken_BK = p_BK >= filling.threshold
+        else:
+            assert filling.factor is not None
+            holds_BK = ((rank_BK + 2) * (1 - p_BK) < filling.factor) & real_BK.gather(1, ranked_BK)
+            taken_BK = rank_BK < (holds_BK * (rank_BK + 1)).amax(1, keepdim=True)
+    else:
+        taken_BK = rank_BK < filling.per_call
+    taken_BK = taken_BK | (rank_BK == 0)
+    return torch.zeros_like(real_BK).scatter(1, ranked_BK, taken_BK) & real_BK
+
+
+def _real(counts: Sequence[int]) -> Tensor:
+    return torch.arange(max(counts))[None] < torch.tensor(counts)[:, None]

@@ -22,8 +22,8 @@ class Scope:
 
     method: full computes the whole text and may fill anything; blocks fills a block of hidden positions before the next;
     window computes and sees the first hidden positions only. block: positions of a block. inner: hidden positions that may
-    be filled, the leftmost. outer: hidden positions that are seen; those beyond are neither computed nor seen. refresh:
-    calls after which a window is computed anew. 0 for inner, outer: no limit. refresh_over: what a refresh computes. renew:
+    be filled, the leftmost (0 is no limit). outer: hidden positions that are seen (0 is no limit); those beyond are neither
+    computed nor seen. refresh: calls after which a window is computed anew. refresh_over: what a refresh computes. renew:
     compute what was filled since the refresh again in every call (off, its keys and values stay those of a mask).
     """
 
@@ -51,7 +51,8 @@ class Scope:
 class View:
     """One call of one text. ids, places: what it computes. wanted: places whose laws it gives. allowed: those it may fill.
 
-    fresh: it computed everything that it sees. pairs: (query, key) pairs of one layer. window: kept keys and values.
+    fresh: it computed everything that it sees. whole: it gives the laws of all hidden places that it sees.
+    pairs: (query, key) pairs of one layer. window: kept keys and values.
     """
 
     ids: list[int]
@@ -60,6 +61,7 @@ class View:
     allowed: list[int]
     pairs: int
     fresh: bool = True
+    whole: bool = True
     window: Window | None = None
 
 
@@ -92,7 +94,8 @@ class Sight:
         self.window.touch(torch.tensor(places))
         self.age += 1
         pairs = len(places) * len(seen)
-        return View([ids[place] for place in places], places, allowed, allowed, pairs, False, self.window)
+        whole = len(allowed) == len(hidden)
+        return View([ids[place] for place in places], places, allowed, allowed, pairs, False, whole, self.window)
 
     def _refreshed(self, ids: list[int], hidden: list[int], allowed: list[int]) -> View:
         far = set(hidden[self.scope.outer :] if self.scope.outer else [])
@@ -101,7 +104,8 @@ class Sight:
         self.window.cover(torch.tensor(places), keep=torch.tensor(near))
         self.age, self.renewed = 1, set()
         wanted = [place for place in hidden if place not in far]
-        return View([ids[place] for place in places], places, wanted, allowed, len(places) ** 2, True, self.window)
+        pairs = len(places) ** 2
+        return View([ids[place] for place in places], places, wanted, allowed, pairs, window=self.window)
 
     def filled(self, places: Sequence[int]) -> None:
         """These places were filled by the call."""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from shiftscope.core.decode import choose, shaped
+from shiftscope.core.decode import check_drawing, choose, shaped
 from shiftscope.core.gapped import Gapped, Network, Round
 from shiftscope.core.ngram_draft import NGrams
 from shiftscope.core.randomness import uniforms
@@ -55,10 +55,7 @@ class Speculation:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature {self.temperature} and top_p {self.top_p}: need temperature >= 0 and 0 < top_p <= 1"
-            )
+        check_drawing(self.temperature, self.top_p)
         if self.k < 1 or self.ahead < 0:
             raise ValueError(
                 f"k is {self.k} and ahead {self.ahead}: a round drafts at least one position, ahead is 0 or more"

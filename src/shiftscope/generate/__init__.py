@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from shiftscope.generate.any_order import any_order
 from shiftscope.generate.bytes import bytes_
 from shiftscope.generate.ensemble import ensemble
+from shiftscope.generate.masked import masked
 from shiftscope.generate.navigate import navigate
 from shiftscope.generate.urial import urial
 
@@ -12,6 +14,8 @@ METHODS = {
     "navigate": navigate,
     "bytes": bytes_,
     "ensemble": ensemble,
+    "any-order": any_order,
+    "masked": masked,
 }
 
-__all__ = ["METHODS", "bytes_", "ensemble", "navigate", "urial"]
+__all__ = ["METHODS", "any_order", "bytes_", "ensemble", "masked", "navigate", "urial"]

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from shiftscope.core import answers, any_subset, holes, statistics
@@ -202,12 +201,8 @@ def _costs(drawn: Rows, how: Speculation) -> dict[str, Figure]:
 
 def _ratio(rows: Rows, column: str, unit: str) -> Figure:
     """Σ column / Σ hidden tokens, with a bootstrap interval over records."""
-    groups = [row["text"] for row in rows]
-    above, _ = statistics.group_sums([row[column] for row in rows], groups)
-    below, _ = statistics.group_sums([row["hidden"] for row in rows], groups)
-    value = float(above.sum() / below.sum())
-    low, high = np.quantile(statistics.resampled_ratios(above, below), [0.025, 0.975])
-    return Figure(value, unit, int(below.sum()), min(float(low), value), max(float(high), value))
+    sums, counts = [row[column] for row in rows], [row["hidden"] for row in rows]
+    return statistics.ratio_figure(sums, counts, [row["text"] for row in rows], unit=unit)
 
 
 def _places(drawn: Rows) -> list[tuple[int, int, int]]:

@@ -180,7 +180,4 @@ def _figures(
 
 def _rate(bits: Sequence[float], sizes: Sequence[int], texts: Sequence[int]) -> Figure:
     """Σ bits / Σ bytes with its bootstrap interval over texts."""
-    (sums, _), (counts, _) = (statistics.group_sums(values, texts) for values in (bits, sizes))
-    low, high = np.quantile(statistics.resampled_ratios(sums, counts), [0.025, 0.975])
-    value = sum(bits) / sum(sizes)
-    return Figure(value, "bits/byte", sum(sizes), min(float(low), value), max(float(high), value))
+    return statistics.ratio_figure(bits, sizes, texts, unit="bits/byte")
