@@ -1,5 +1,7 @@
 """The doctor names everything that decides what an installation can do."""
 
+from importlib.metadata import PackageNotFoundError
+
 from shiftscope import doctor
 
 
@@ -10,5 +12,8 @@ def test_every_subject_has_a_finding():
 
 
 def test_a_missing_extra_is_said_to_be_missing(monkeypatch):
-    monkeypatch.setattr(doctor, "find_spec", lambda _: None)
+    def absent(package):
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(doctor, "version", absent)
     assert ("extra", "ray not installed (extra ray)") in doctor.findings()

@@ -65,8 +65,8 @@ def test_tokens_of_different_families_are_matched_by_their_bytes():
 
 
 def test_an_unknown_way_to_spell_is_refused_not_guessed():
-    made = Tokenizer(models.BPE({"a</w>": 0, "a": 1}, [], end_of_word_suffix="</w>"))
-    tokens = opened({"clip": made, "docs-base": "docs-base"})
+    made = Tokenizer(models.BPE({"##a": 0, "a": 1}, [], continuing_subword_prefix="##"))
+    tokens = opened({"inside": made, "docs-base": "docs-base"})
     cuts = [cut(one, ["a a"]) for one in tokens]
-    with pytest.raises(ValueError, match="marks ends of words"):
+    with pytest.raises(ValueError, match="marks pieces inside a word"):
         disagreement.overlap(*tokens, *cuts)

@@ -317,7 +317,7 @@ def test_sixty_thousand_positions_open_with_few_nodes_and_under_eight_megabytes(
     assert page.locator(TOKEN).count() <= 10 * 300
     assert page.evaluate("document.getElementsByTagName('*').length") < 8000
     page.locator("[data-role=more]").click()
-    assert page.locator(".text:not([hidden])").count() == 30
+    expect(page.locator(".text:not([hidden])")).to_have_count(30)
     page.select_option("[data-role=sort]", "max")
     assert page.locator(TOKEN).count() <= 30 * 300
 
