@@ -26,16 +26,16 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from shiftscope.core import any_subset, decodings, masked_model
-from shiftscope.core.any_subset import AnySubsetLM
 from shiftscope.core.corpus import Text
-from shiftscope.core.decodings import Decoder
-from shiftscope.core.gapped import Gapped
-from shiftscope.core.length import Length
+from shiftscope.core.denoising import any_subset, decodings, masked_model
+from shiftscope.core.denoising.any_subset import AnySubsetLM
+from shiftscope.core.denoising.decodings import Decoder
+from shiftscope.core.denoising.gapped import Gapped
+from shiftscope.core.denoising.length import Length
+from shiftscope.core.denoising.masked_model import MaskedLM
+from shiftscope.core.denoising.scope import Scope
+from shiftscope.core.denoising.speculation import Speculation, fill
 from shiftscope.core.masked import Filling
-from shiftscope.core.masked_model import MaskedLM
-from shiftscope.core.scope import Scope
-from shiftscope.core.speculation import Speculation, fill
 from shiftscope.zoo import counts, docs, markov
 
 ROUNDS = 3

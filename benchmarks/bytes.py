@@ -35,11 +35,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from shiftscope.core import byte_law, canonical, checkpoints, token_bytes
-from shiftscope.core.byte_law import ByteLaw, Engine
-from shiftscope.core.covers import Context
-from shiftscope.core.token_bytes import TokenBytes
-from shiftscope.core.token_tree import Node, TokenTree
+from shiftscope.core import checkpoints
+from shiftscope.core.bytes import byte_law, canonical, token_bytes
+from shiftscope.core.bytes.byte_law import ByteLaw, Engine
+from shiftscope.core.bytes.covers import Context
+from shiftscope.core.bytes.token_bytes import TokenBytes
+from shiftscope.core.bytes.token_tree import Node, TokenTree
 from shiftscope.generate.bytes import ByteModel, ByteSampling
 from shiftscope.zoo import docs
 
@@ -244,7 +245,7 @@ def tekken_laws() -> dict[str, float]:
     if found is None or found.origin is None:
         print("  mistral-common is not installed here (pip install mistral-common): no figures with tekken's rules")
         return {}
-    from shiftscope.core import tokenizer_files
+    from shiftscope.core.bytes import tokenizer_files
 
     path = Path(found.origin).parent / "data" / "tekken_240911.json"
     tokens = token_bytes.read(tokenizer_files.wrapped(path), BIG)

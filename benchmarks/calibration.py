@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shiftscope.core import embedding, permutation, text_depth
+from shiftscope.core import embedding, permutation
+from shiftscope.core.corpora import text_depth
 from shiftscope.core.rank_test import rank_test
 
 OTHER = ("asyncio", "email", "http", "logging", "multiprocessing", "unittest", "urllib", "xml", "json", "concurrent")

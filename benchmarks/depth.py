@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial import distance
 
-from shiftscope.core import text_depth
+from shiftscope.core.corpora import text_depth
 
 WIDTH, PAIRS, MANY, LOOPED = 384, 2000, 1_000_000, 100
 BAR = 1000

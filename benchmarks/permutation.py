@@ -15,7 +15,8 @@ import time
 import numpy as np
 from scipy import stats
 
-from shiftscope.core import permutation, text_depth
+from shiftscope.core import permutation
+from shiftscope.core.corpora import text_depth
 from shiftscope.core.rank_test import rank_test
 
 M, WIDTH, DRAWS, BAR = 300, 384, 999, 5

@@ -8,9 +8,9 @@ from transformers import AutoTokenizer
 from shiftscope import report
 from shiftscope.adapt.tokenizer import split, tokenizer
 from shiftscope.cli import command
-from shiftscope.core import merging, rates, tokenizer_training
 from shiftscope.core.parts import Parts
-from shiftscope.core.tokenizer_training import Compressing
+from shiftscope.core.tokenizers import merging, rates, tokenizer_training
+from shiftscope.core.tokenizers.tokenizer_training import Compressing
 from shiftscope.zoo import docs
 
 PROBE = "Hello  wörld,\n\tdef f(x): 中文 \U0001f642"

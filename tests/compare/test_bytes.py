@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from shiftscope.compare.bytes import bytes_
-from shiftscope.core import byte_law, checkpoints, divergence
+from shiftscope.core import checkpoints, divergence
 from shiftscope.core.answers import Loading
+from shiftscope.core.bytes import byte_law
 from shiftscope.core.decode import Sampling
 
 PROSE = [

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from shiftscope.compare.corpora import Chance, corpora
-from shiftscope.core import embedding, permutation, text_depth
+from shiftscope.core import embedding, permutation
+from shiftscope.core.corpora import text_depth
 from shiftscope.core.rank_test import rank_test
 
 QUICK = Chance(permutations=199)

@@ -15,7 +15,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from shiftscope.compare.domains import Latent, domains
-from shiftscope.core import latent, matching, planting
+from shiftscope.core.corpora import latent, matching, planting
 
 WORDS = {  # two unlike kinds of text in every class
     "a": ("apple pear plum fig quince", "steel bolt rivet hinge weld"),

@@ -17,15 +17,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shiftscope.compare.edits import Probing, edits
-from shiftscope.core import byte_law, checkpoints, edit_prompts
+from shiftscope.core import checkpoints
 from shiftscope.core.answers import Loading
-from shiftscope.core.artefacts import Affixes
-from shiftscope.core.edit_probe import Decoder, Drawing, Probe
-from shiftscope.core.edit_slots import STOP_WORDS, Target
-from shiftscope.core.edit_trials import is_fitted
+from shiftscope.core.bytes import byte_law
+from shiftscope.core.bytes.token_bytes import read
+from shiftscope.core.edits import edit_prompts
+from shiftscope.core.edits.artefacts import Affixes
+from shiftscope.core.edits.edit_probe import Decoder, Drawing, Probe
+from shiftscope.core.edits.edit_slots import STOP_WORDS, Target
+from shiftscope.core.edits.edit_trials import is_fitted
+from shiftscope.core.edits.phantom import LEADS, TRAILS
 from shiftscope.core.parts import Parts
-from shiftscope.core.phantom import LEADS, TRAILS
-from shiftscope.core.token_bytes import read
 
 INSTRUCTION = "{passage}\n"
 FILLERS = ["the", "of", "and", "to", "in", "is", "be", "as", "by", "or", "an", "for", "with", "from", "that", "this"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shiftscope.compare.examples import examples, pick, shares
-from shiftscope.core import text_depth
+from shiftscope.core.corpora import text_depth
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from sklearn.datasets import load_digits
 
 from shiftscope import report
 from shiftscope.compare.images import Judging, images
-from shiftscope.core import adversary
-from shiftscope.core.image_detector import Training
+from shiftscope.core.images import adversary
+from shiftscope.core.images.image_detector import Training
+from shiftscope.core.images.patches import Patching
 from shiftscope.core.parts import Parts, ShardDone
-from shiftscope.core.patches import Patching
 
 BRIEF = Training(steps=40, widths=(8, 16), latent=8)
 LONGER = Training(steps=150, widths=(16, 32), latent=8)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from shiftscope.compare.keys import Clustering, described, keys, ranks, summarise
-from shiftscope.core import checkpoints, corpus, gains, paired, probing
+from shiftscope.core import checkpoints, corpus, paired
+from shiftscope.core.keys import gains, probing
+from shiftscope.core.keys.probing import Probing
 from shiftscope.core.parts import Parts
-from shiftscope.core.probing import Probing
 from shiftscope.zoo import lists
 
 SIXTEEN = Clustering(n_clusters=16)

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from shiftscope.compare.layers import Depth, Watching, layers, summarise
-from shiftscope.core import checkpoints, divergence, preference
+from shiftscope.core import checkpoints, divergence
 from shiftscope.core.answers import Loading
+from shiftscope.core.layers import preference
 from shiftscope.core.parts import Parts
 from shiftscope.zoo import styles
 
@@ -331,7 +332,7 @@ def saved(base, folder, scale):
 
 
 def test_watching_gives_one_row_per_checkpoint_in_order_of_steps(base, tmp_path, monkeypatch):
-    monkeypatch.setattr("shiftscope.core.runs.SETTLED_S", -1.0)
+    monkeypatch.setattr("shiftscope.core.layers.runs.SETTLED_S", -1.0)
     for step, scale in ((100, 0.04), (20, 0.01), (3, 0.0)):
         saved(base, tmp_path / "run" / f"checkpoint-{step}", scale)
     later = threading.Timer(0.5, saved, (base, tmp_path / "run" / "checkpoint-200", 0.08))

@@ -44,8 +44,8 @@ def test_choosing_by_the_draw_makes_texts_too_likely_and_parallel_draws_too_unli
 
 
 def test_a_decoder_is_held_to_what_it_declares(monkeypatch):
-    from shiftscope.core import decoders
-    from shiftscope.core.preservation import Preservation
+    from shiftscope.core.denoising import decoders
+    from shiftscope.core.denoising.preservation import Preservation
 
     honest = preservation(["sampled"], chain=Chain(texts=200))
     assert honest["declarations_broken"] == 0  # it declares no, and it changes the law

@@ -15,7 +15,7 @@ from shiftscope.core.answers import Loading
 from shiftscope.core.decode import Sampling
 from shiftscope.core.endpoint import Asking
 from shiftscope.core.parts import Parts
-from shiftscope.core.rescoring import Serving
+from shiftscope.core.scorers.rescoring import Serving
 
 PROMPTS = [
     {"prompt": prompt}

@@ -15,10 +15,10 @@ from sklearn.linear_model import LogisticRegression
 
 from shiftscope import cli
 from shiftscope.compare.slices import Tasking, slices
-from shiftscope.core import overlap
-from shiftscope.core.slice_maps import Graphing
-from shiftscope.core.slices import SliceTable, from_rows
-from shiftscope.core.tagged import Tagging
+from shiftscope.core.slices import overlap
+from shiftscope.core.slices.slice_maps import Graphing
+from shiftscope.core.slices.slices import SliceTable, from_rows
+from shiftscope.core.slices.tagged import Tagging
 
 SCENES, OBJECTS, PER_SCENE = 6, 6, 250
 BY_CLASS, LOOSE = Tagging(subject="class"), Graphing(threshold=0.1)

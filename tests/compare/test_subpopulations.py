@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from shiftscope.compare.subpopulations import Slicing, read_criteria, subpopulations
-from shiftscope.core.asking import open_backend
-from shiftscope.core.assignment import Voting
-from shiftscope.core.conversation import Asker
-from shiftscope.core.labelled import Reading
 from shiftscope.core.parts import Parts, ShardDone
-from shiftscope.core.refinement import Refining
-from shiftscope.core.slices import from_rows
-from shiftscope.core.structure import Discovery, discover
+from shiftscope.core.slices.asking import open_backend
+from shiftscope.core.slices.assignment import Voting
+from shiftscope.core.slices.conversation import Asker
+from shiftscope.core.slices.labelled import Reading
+from shiftscope.core.slices.refinement import Refining
+from shiftscope.core.slices.slices import from_rows
+from shiftscope.core.slices.structure import Discovery, discover
 
 # dimension -> attribute -> synonyms that a model may call it; the first is the attribute's name
 TRUTH = {

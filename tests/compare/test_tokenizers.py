@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from shiftscope import report
 from shiftscope.cli import command
 from shiftscope.compare.tokenizers import BYTES, tokenizers
-from shiftscope.core import coding, segmentation, tokenizer_training
 from shiftscope.core.parts import Parts, ShardDone
-from shiftscope.core.rates import Measuring
+from shiftscope.core.tokenizers import coding, segmentation, tokenizer_training
+from shiftscope.core.tokenizers.rates import Measuring
 from shiftscope.zoo import docs
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)  # characters of training text

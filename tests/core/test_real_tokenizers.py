@@ -17,8 +17,10 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from shiftscope.core import byte_law, canonical, checkpoints, segmentation, token_bytes, tokenizer_files
-from shiftscope.core.byte_law import ByteLaw
+from shiftscope.core import checkpoints
+from shiftscope.core.bytes import byte_law, canonical, token_bytes, tokenizer_files
+from shiftscope.core.bytes.byte_law import ByteLaw
+from shiftscope.core.tokenizers import segmentation
 
 DATA = Path(importlib.util.find_spec("mistral_common").submodule_search_locations[0]) / "data"
 TEKKEN = DATA / "tekken_240911.json"

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from shiftscope.core import any_subset
 from shiftscope.core.answers import Loading
 from shiftscope.core.checkpoints import Opened
+from shiftscope.core.denoising import any_subset
+from shiftscope.core.denoising.speculation import Speculation
 from shiftscope.core.parts import Parts
-from shiftscope.core.speculation import Speculation
 from shiftscope.generate.any_order import any_order
 from shiftscope.zoo import anyorder
 

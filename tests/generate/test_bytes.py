@@ -9,9 +9,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from shiftscope.core import byte_law, checkpoints
-from shiftscope.core.byte_model import ByteModel, ByteSampling
-from shiftscope.core.infilling import Infilling
+from shiftscope.core import checkpoints
+from shiftscope.core.bytes import byte_law
+from shiftscope.core.bytes.byte_model import ByteModel, ByteSampling
+from shiftscope.core.bytes.infilling import Infilling
 from shiftscope.generate.bytes import bytes_
 
 MARKS = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")

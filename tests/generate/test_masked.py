@@ -7,14 +7,14 @@ from functools import cache
 import pytest
 import torch
 
-from shiftscope.core import masked_model
 from shiftscope.core.answers import Loading
 from shiftscope.core.checkpoints import Opened
-from shiftscope.core.decodings import Decoder
-from shiftscope.core.length import Length
+from shiftscope.core.denoising import masked_model
+from shiftscope.core.denoising.decodings import Decoder
+from shiftscope.core.denoising.length import Length
+from shiftscope.core.denoising.scope import Scope
 from shiftscope.core.masked import Filling
 from shiftscope.core.parts import Parts
-from shiftscope.core.scope import Scope
 from shiftscope.generate.masked import masked, steps
 from shiftscope.zoo import markov as chain
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from shiftscope.core import checkpoints, corpus
-from shiftscope.core.listing import ListFormat
-from shiftscope.core.mining import Navigation
+from shiftscope.core.keys.listing import ListFormat
+from shiftscope.core.keys.mining import Navigation
 from shiftscope.core.parts import Parts
 from shiftscope.generate.navigate import (
     LAWS,

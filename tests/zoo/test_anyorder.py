@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from shiftscope.core import any_subset, holes
 from shiftscope.core.corpus import read
-from shiftscope.core.gapped import Gapped
+from shiftscope.core.denoising import any_subset, holes
+from shiftscope.core.denoising.gapped import Gapped
 from shiftscope.zoo import anyorder, docs
 
 

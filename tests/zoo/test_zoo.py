@@ -6,7 +6,8 @@ import json
 import pytest
 
 from shiftscope import zoo
-from shiftscope.core import checkpoints, corpus, decoders
+from shiftscope.core import checkpoints, corpus
+from shiftscope.core.denoising import decoders
 from shiftscope.zoo import __main__ as make
 
 NAMES = sorted(path.parent.name for path in zoo.FOLDER.glob("*/card.json"))

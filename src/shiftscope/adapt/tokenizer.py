@@ -25,14 +25,15 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from shiftscope.core import documents, merge_parts, randomness, rates, segmentation, tokenizer_training
+from shiftscope.core import randomness
 from shiftscope.core.answers import Advance
-from shiftscope.core.documents import Corpora
-from shiftscope.core.merging import Merge
 from shiftscope.core.parts import Parts
-from shiftscope.core.rates import CODERS, Measuring, Row, Sizes
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.tokenizer_training import ALPHABET, UNKNOWN, Compressing
+from shiftscope.core.tokenizers import documents, merge_parts, rates, segmentation, tokenizer_training
+from shiftscope.core.tokenizers.documents import Corpora
+from shiftscope.core.tokenizers.merging import Merge
+from shiftscope.core.tokenizers.rates import CODERS, Measuring, Row, Sizes
+from shiftscope.core.tokenizers.tokenizer_training import ALPHABET, UNKNOWN, Compressing
 
 Kind = Literal["bpe", "wordpiece", "unigram", "compression"]
 PLAIN, BYTES = "plain BPE", "raw bytes"

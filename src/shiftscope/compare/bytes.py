@@ -23,10 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shiftscope.core import answers, byte_law, divergence, statistics
+from shiftscope.core import answers, divergence, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.byte_law import Engine, Law
-from shiftscope.core.canonical import Support
+from shiftscope.core.bytes import byte_law
+from shiftscope.core.bytes.byte_law import Engine, Law
+from shiftscope.core.bytes.canonical import Support
 from shiftscope.core.checkpoints import Checkpoint, opened
 from shiftscope.core.corpus import Text
 from shiftscope.core.decode import Sampling

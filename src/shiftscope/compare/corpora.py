@@ -8,7 +8,7 @@ Source: arXiv 2310.15010 (depth of embeddings, Q and its rank-sum test).
 Deviation: the p-values that decide are label permutations with depths worked out anew (both depths share their reference,
 so the rank-sum test does not keep its level); two-sided beside the paper's one-sided, and both directions.
 Deviation: Q is the plain Mann-Whitney share; the figure of the authors' code is `…_pooled`. The cosine depth has a closed
-form (`core/text_depth.py`). Few-shot examples by depth are picked by `compare examples`.
+form (`core/corpora/text_depth.py`). Few-shot examples by depth are picked by `compare examples`.
 """
 
 # N texts of both corpora, S texts of the sample
@@ -28,12 +28,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shiftscope.core import discriminator, embedding, mmd, permutation, text_depth
+from shiftscope.core import embedding, permutation
+from shiftscope.core.corpora import discriminator, mmd, text_depth
+from shiftscope.core.corpora.text_depth import Distance
 from shiftscope.core.embedding import Advance, Corpus, Embedding, Source
 from shiftscope.core.parts import Parts
 from shiftscope.core.rank_test import RankTest, rank_test, rank_test_in_strata, share_interval
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.text_depth import Distance
 
 LEVEL = 0.05
 SIDES = ("a", "b")

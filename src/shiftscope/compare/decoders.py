@@ -16,14 +16,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from shiftscope.core import answers, corpus, decoders, probing, statistics, subset_score
+from shiftscope.core import answers, corpus, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.any_subset import AnySubsetLM
-from shiftscope.core.decoders import Named, Text
-from shiftscope.core.masked_model import MaskedLM
+from shiftscope.core.denoising import decoders, subset_score
+from shiftscope.core.denoising.any_subset import AnySubsetLM
+from shiftscope.core.denoising.decoders import Named, Text
+from shiftscope.core.denoising.masked_model import MaskedLM
+from shiftscope.core.denoising.reveals import Reveals
+from shiftscope.core.keys import probing
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.reveals import Reveals
 from shiftscope.core.verifiers import Verifier
 
 ROWS = pa.schema(

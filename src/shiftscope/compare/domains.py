@@ -3,7 +3,7 @@
 Corpora (sources, dates, tenants, models' outputs) that hold the same kinds of text in different proportions give the kinds
 away: what is frequent in the same corpora is one class, however unlike it looks. No labels are used.
 
-Source: arXiv 2207.13179. The mathematics is in `core/latent.py`.
+Source: arXiv 2207.13179. The mathematics is in `core/corpora/latent.py`.
 Deviation: p(d|x) comes out-of-fold from a logistic regression on words, or on a kernel map of vectors, instead of a network
 stopped early; clusters are three per class unless told otherwise; intervals resample texts, given p(d|x). Whether there is
 any shift to use is tested first, and classes are left out where there is none.
@@ -25,9 +25,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from shiftscope.core import embedding, latent, matching, statistics
+from shiftscope.core import embedding, statistics
+from shiftscope.core.corpora import latent, matching
+from shiftscope.core.corpora.latent import Array, Factorizer, Labels, Mixture, Solver
 from shiftscope.core.embedding import Corpus, Embedding
-from shiftscope.core.latent import Array, Factorizer, Labels, Mixture, Solver
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 

@@ -28,16 +28,19 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from shiftscope.core import answers, corpus, edit_prompts, edit_summary, phantom, token_bytes, tokenizer_files
+from shiftscope.core import answers, corpus
 from shiftscope.core.answers import Advance, Loading, Texts
-from shiftscope.core.artefacts import LABELS, Affixes
-from shiftscope.core.canonical import Support
+from shiftscope.core.bytes import token_bytes, tokenizer_files
+from shiftscope.core.bytes.canonical import Support
+from shiftscope.core.bytes.token_bytes import TokenBytes
 from shiftscope.core.checkpoints import Checkpoint, opened
-from shiftscope.core.edit_passages import Frame, passages_of, texts_of
-from shiftscope.core.edit_probe import Decoder, Drawing, Probe
-from shiftscope.core.edit_prompts import Ids, Passage, Prompt
-from shiftscope.core.edit_slots import Brackets
-from shiftscope.core.edit_trials import (
+from shiftscope.core.edits import edit_prompts, edit_summary, phantom
+from shiftscope.core.edits.artefacts import LABELS, Affixes
+from shiftscope.core.edits.edit_passages import Frame, passages_of, texts_of
+from shiftscope.core.edits.edit_probe import Decoder, Drawing, Probe
+from shiftscope.core.edits.edit_prompts import Ids, Passage, Prompt
+from shiftscope.core.edits.edit_slots import Brackets
+from shiftscope.core.edits.edit_trials import (
     BYTES,
     CANONICAL,
     IDS,
@@ -53,7 +56,6 @@ from shiftscope.core.edit_trials import (
 )  # fmt: skip
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Result
-from shiftscope.core.token_bytes import TokenBytes
 
 INSTRUCTION = (
     "Replace each word in square brackets by another word that fits there. Keep the brackets and change nothing else.\n\n"

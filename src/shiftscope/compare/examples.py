@@ -24,12 +24,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shiftscope.core import embedding, text_depth
+from shiftscope.core import embedding
+from shiftscope.core.corpora import text_depth
+from shiftscope.core.corpora.text_depth import Distance
 from shiftscope.core.embedding import Advance, Corpus, Embedding, Source
 from shiftscope.core.parts import Parts
 from shiftscope.core.rank_test import rank_test
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.text_depth import Distance
 
 Choice = Literal["deepest", "shallowest", "spread"]
 MOST_BINS = 30

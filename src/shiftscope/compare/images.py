@@ -29,7 +29,8 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from shiftscope.core import (
+from shiftscope.core import statistics
+from shiftscope.core.images import (
     corruptions,
     detection,
     image_detector,
@@ -37,14 +38,13 @@ from shiftscope.core import (
     patch_detector,
     patches,
     pictures,
-    statistics,
 )
-from shiftscope.core.adversary import Adversary, Losses
-from shiftscope.core.detection import Tested
-from shiftscope.core.image_detector import MEASURES, Job, Recipe, Trained, Training
+from shiftscope.core.images.adversary import Adversary, Losses
+from shiftscope.core.images.detection import Tested
+from shiftscope.core.images.image_detector import MEASURES, Job, Recipe, Trained, Training
+from shiftscope.core.images.patches import Patching, View
+from shiftscope.core.images.pictures import Advance, Images, Kind, Source
 from shiftscope.core.parts import Parts
-from shiftscope.core.patches import Patching, View
-from shiftscope.core.pictures import Advance, Images, Kind, Source
 from shiftscope.core.result import Figure, Panel, Result
 
 LEVEL = 0.05

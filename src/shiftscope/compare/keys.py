@@ -8,7 +8,7 @@ of the gain of the most raised tokens spilled over to their cluster mates (betwe
 Source: arXiv 2410.02284 (clusters and probe as in the authors' experiments; spill-over after its section on training
 risk). The cure, navigation, is `generate navigate`.
 Deviation: both models are probed, in the clusters of the base's keys, and intervals resample prompts. Spill-over is
-judged among tokens of like base probability, beside random clusters of equal size (see `core/gains.py`), and measured
+judged among tokens of like base probability, beside random clusters of equal size (see `core/keys/gains.py`), and measured
 again on the mates that no answer contains, since the others may have been taught directly.
 """
 
@@ -26,16 +26,17 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from shiftscope.core import answers, clusters, corpus, gains, paired, probing, statistics
+from shiftscope.core import answers, corpus, paired, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint, opened
-from shiftscope.core.clusters import Clusters, Metric
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
-from shiftscope.core.gains import Gains
 from shiftscope.core.head import evaluating
+from shiftscope.core.keys import clusters, gains, probing
+from shiftscope.core.keys.clusters import Clusters, Metric
+from shiftscope.core.keys.gains import Gains
+from shiftscope.core.keys.probing import Probing
 from shiftscope.core.parts import Parts
-from shiftscope.core.probing import Probing
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.verifiers import Verifier
 

@@ -7,7 +7,7 @@ choice.
 
 Source: arXiv 2601.06238 (SPINAL: α, transport, terminal block). Its curve summaries are not fully published:
 localisation, coherence, curvature and the score are our reading, and the score's weights are a convention.
-Deviation: states at the answer's tokens, centred; windows, rank rule and rounding level as in `core/spectrum.py`.
+Deviation: states at the answer's tokens, centred; windows, rank rule and rounding level as in `core/layers/spectrum.py`.
 Deviation: transport is numbered by the block it crosses (source: by the layer it leaves), so that the terminal blocks'
 figure holds exactly what those blocks do; full vocabulary instead of a top-k truncation; chord form instead of arccos.
 Deviation: intervals resample prompts. α belongs to a batch, so each prompt enters by its first-order influence on it.
@@ -32,13 +32,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from shiftscope.core import answers, checkpoints, paired, preference, runs, spectrum
+from shiftscope.core import answers, checkpoints, paired
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
-from shiftscope.core.curves import DELTA, Array, Curves, nullable, terminal_start
 from shiftscope.core.decode import Sampling
-from shiftscope.core.depth import ALPHA, OTHER_WINDOWS, SIDES, TRANSPORT, Depth, curves_of, measure, same_depth
+from shiftscope.core.layers import preference, runs, spectrum
+from shiftscope.core.layers.curves import DELTA, Array, Curves, nullable, terminal_start
+from shiftscope.core.layers.depth import ALPHA, OTHER_WINDOWS, SIDES, TRANSPORT, Depth, curves_of, measure, same_depth
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 

@@ -19,13 +19,14 @@ from shiftscope.compare.layers import measure as layer_rows
 from shiftscope.compare.layers import summarise as summarise_layers
 from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import summarise as summarise_tokens
-from shiftscope.core import answers, gains, paired, positions, probing
+from shiftscope.core import answers, paired, positions
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint, vocabulary_difference
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
+from shiftscope.core.keys import gains, probing
+from shiftscope.core.keys.probing import Probing
 from shiftscope.core.parts import Parts
-from shiftscope.core.probing import Probing
 from shiftscope.core.result import Result
 from shiftscope.core.verifiers import Verifier
 

@@ -7,7 +7,7 @@ unlikely, stale or pruned contexts show as well. On the oracle the distance to t
 decoder declares what it keeps (exact, exact_if_consistent, no) and is held to it.
 
 Source: the rules compared are those of arXiv 2502.09992 (LLaDA), arXiv 2508.15487 (Dream), arXiv 2505.22618 (Fast-dLLM),
-arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the test is our own (core/fidelity.py).
+arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the test is our own (core/denoising/fidelity.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shiftscope.core import answers, decoders, fidelity, statistics
+from shiftscope.core import answers, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.decoders import Model, Named, Text
-from shiftscope.core.oracle import MarkovOracle, random_chain
+from shiftscope.core.denoising import decoders, fidelity
+from shiftscope.core.denoising.decoders import Model, Named, Text
+from shiftscope.core.denoising.oracle import MarkovOracle, random_chain
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from shiftscope.core import answers, checkpoints, logged, paired, rescoring, scoring, statistics
+from shiftscope.core import answers, checkpoints, paired, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint, DTypeName, check_same_vocabulary, opened
 from shiftscope.core.corpus import Template, Text
@@ -35,8 +35,9 @@ from shiftscope.core.decode import Sampling
 from shiftscope.core.endpoint import Asking, Endpoint, parse_address
 from shiftscope.core.paired import PairedText
 from shiftscope.core.parts import Parts
-from shiftscope.core.rescoring import Serving
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.scorers import logged, rescoring, scoring
+from shiftscope.core.scorers.rescoring import Serving
 
 Column = Mapping[str, NDArray[Any]]
 RATIO_QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)

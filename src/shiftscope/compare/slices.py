@@ -25,14 +25,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shiftscope.core import answers, conflict, corpus, overlap, shifting, slice_maps, slice_scores, statistics, tagged
+from shiftscope.core import answers, corpus, statistics
 from shiftscope.core.answers import Advance
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.slice_maps import Graphing, Map, kept
-from shiftscope.core.slice_scores import Scores
-from shiftscope.core.slices import SliceTable, parsed
-from shiftscope.core.tagged import Tagging
+from shiftscope.core.slices import conflict, overlap, shifting, slice_maps, slice_scores, tagged
+from shiftscope.core.slices.slice_maps import Graphing, Map, kept
+from shiftscope.core.slices.slice_scores import Scores
+from shiftscope.core.slices.slices import SliceTable, parsed
+from shiftscope.core.slices.tagged import Tagging
 
 DRAWN, DRAWN_GRAPH = 60, 200  # slices of a heat map and of a graph
 MAPS, COLOURS = 3, 6  # classes that get pictures, communities that get a colour

@@ -4,8 +4,8 @@ A language model names the dimensions in which the texts differ and the attribut
 and sorts every text by votes. What comes of it is counted: shares with Wilson intervals, slices that fail more often than
 the rest at a controlled false-discovery rate, and weights that even the attributes out. The slices are saved as a slice table.
 
-Source: arXiv 2405.02363 (SSD-LLM). What differs from the published procedure is said in `core/structure.py`,
-`core/refinement.py`, `core/assignment.py` and `core/weak_slices.py`.
+Source: arXiv 2405.02363 (SSD-LLM). What differs from the published procedure is said in `core/slices/structure.py`,
+`core/slices/refinement.py`, `core/slices/assignment.py` and `core/slices/weak_slices.py`.
 Deviation: texts are sorted as they are (no captioning model), and nothing is written to balance classes: weights do that.
 """
 
@@ -24,18 +24,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shiftscope.core import assignment, embedding, labelled, slices, statistics, structure, weak_slices
+from shiftscope.core import embedding, statistics
 from shiftscope.core.answers import Advance, Loading, identified
-from shiftscope.core.asking import Backend, Function, open_backend
-from shiftscope.core.assignment import NONE, RESERVED, UNASSIGNED, Sorted, Voting, Words
-from shiftscope.core.conversation import Asker
 from shiftscope.core.endpoint import Asking
-from shiftscope.core.labelled import Item, Reading
 from shiftscope.core.parts import Parts
-from shiftscope.core.refinement import Refining
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.sorted_texts import SortedTexts
-from shiftscope.core.structure import Cost, Discovery, Structure
+from shiftscope.core.slices import assignment, labelled, slices, structure, weak_slices
+from shiftscope.core.slices.asking import Backend, Function, open_backend
+from shiftscope.core.slices.assignment import NONE, RESERVED, UNASSIGNED, Sorted, Voting, Words
+from shiftscope.core.slices.conversation import Asker
+from shiftscope.core.slices.labelled import Item, Reading
+from shiftscope.core.slices.refinement import Refining
+from shiftscope.core.slices.sorted_texts import SortedTexts
+from shiftscope.core.slices.structure import Cost, Discovery, Structure
 
 Assign = Literal["model", "words", "embedding"]
 PART_ITEMS = 64

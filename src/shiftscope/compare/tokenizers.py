@@ -28,13 +28,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shiftscope.core import disagreement, documents, gaining, rates, segmentation
 from shiftscope.core.answers import Advance
-from shiftscope.core.documents import Corpora, Document
 from shiftscope.core.parts import Parts
-from shiftscope.core.rates import CODERS, Measuring, Row, Sizes
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.segmentation import Cut, Tokens
+from shiftscope.core.tokenizers import disagreement, documents, gaining, rates, segmentation
+from shiftscope.core.tokenizers.documents import Corpora, Document
+from shiftscope.core.tokenizers.rates import CODERS, Measuring, Row, Sizes
+from shiftscope.core.tokenizers.segmentation import Cut, Tokens
 
 BYTES = "raw bytes"  # the baseline's name in the table
 ALL = ("all", "all texts")

@@ -4,7 +4,7 @@ Weights are read as samples: all kernels of both sides in a common PCA basis, co
 reshuffling gives by chance; and, without any data, each layer's share of dead kernels and how close it is to random.
 
 Source: arXiv 2203.15331 (drift in a common basis, sparsity, variance entropy, random threshold). The mathematics is in
-`core/filters.py`.
+`core/kernels/filters.py`.
 Deviation: drift comes with a permutation null, over kernels and over whole layers, since the authors' measure alone grows
 without bound as samples shrink; both sides give equally many kernels, so that neither owns the basis; kernels of every
 size are compared, each size in a basis of its own. The basis and the histograms are kept in the table's metadata: a later
@@ -30,9 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor, nn
 
-from shiftscope.core import filters, statistics, tensors
+from shiftscope.core import statistics
 from shiftscope.core.answers import Advance
-from shiftscope.core.filters import Basis, Drift, Layer
+from shiftscope.core.kernels import filters, tensors
+from shiftscope.core.kernels.filters import Basis, Drift, Layer
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 

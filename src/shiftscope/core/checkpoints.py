@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from shiftscope.core import masked_families, tokenizer_files
+from shiftscope.core.bytes import tokenizer_files
+from shiftscope.core.denoising import masked_families
 from shiftscope.core.head import Head
 
 if TYPE_CHECKING:

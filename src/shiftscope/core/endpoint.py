@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from shiftscope.core import served
-from shiftscope.core.served import OffFormat, Place
+from shiftscope.core.scorers import served
+from shiftscope.core.scorers.served import OffFormat, Place
 
 T = TypeVar("T")
 Item = TypeVar("Item")

@@ -1,7 +1,8 @@
 """Fill the hidden positions of texts with a masked model: reveal orders, confidence rules, how many per call, and the loop.
 
 A decoder is made of parts that do not know each other: what a call computes and which positions it may fill
-(core/scope.py), in which order and how many are filled (`Filling`, here), and how long a text becomes (core/length.py).
+(core/denoising/scope.py), in which order and how many are filled (`Filling`, here), and how long a text becomes
+(core/denoising/length.py).
 The state is the canvas alone, never a step counter: the loop ends when nothing is hidden before the end of the text.
 
 Source: orders and rules as in arXiv 2502.09992 (LLaDA), arXiv 2508.15487 (Dream), arXiv 2505.22618 (threshold and factor),
@@ -24,11 +25,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shiftscope.core.decode import check_drawing, choose
+from shiftscope.core.denoising.masked_model import MaskedLM
+from shiftscope.core.denoising.reveals import Reveals
+from shiftscope.core.denoising.scope import Scope, Sight, View
 from shiftscope.core.divergence import entropy_nats, truncate_top_p
-from shiftscope.core.masked_model import MaskedLM
 from shiftscope.core.randomness import uniforms
-from shiftscope.core.reveals import Reveals
-from shiftscope.core.scope import Scope, Sight, View
 
 Order = Literal["max_prob", "margin", "entropy", "left_to_right", "random", "sampled"]
 _DRAWS, _ORDERS, _REDRAWS = 0, 1, 2  # streams of random numbers

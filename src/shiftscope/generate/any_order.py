@@ -4,7 +4,7 @@ The model drafts the next positions by one call and judges them by another; what
 position (any-subset speculative decoding). Every text comes with its cost and with its probability under the model's own
 joint law, which one call gives; records with an answer are scored by it.
 
-Source: arXiv 2504.20456. Deviation: see core/speculation.py; its lossy tolerance of refusals is left out.
+Source: arXiv 2504.20456. Deviation: see core/denoising/speculation.py; its lossy tolerance of refusals is left out.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from shiftscope.core import answers, any_subset, holes, statistics
+from shiftscope.core import answers, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.any_subset import AnySubsetLM
 from shiftscope.core.corpus import Text
-from shiftscope.core.gapped import Gapped
-from shiftscope.core.holes import Holed
+from shiftscope.core.denoising import any_subset, holes
+from shiftscope.core.denoising.any_subset import AnySubsetLM
+from shiftscope.core.denoising.gapped import Gapped
+from shiftscope.core.denoising.holes import Holed
+from shiftscope.core.denoising.speculation import Speculation, fill
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.speculation import Speculation, fill
 
 INTS, FLOATS = pa.list_(pa.int32()), pa.list_(pa.float64())
 ROWS = pa.schema(

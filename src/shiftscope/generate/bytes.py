@@ -21,16 +21,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shiftscope.core import answers, byte_law, corpus, statistics
+from shiftscope.core import answers, corpus, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.byte_law import Engine
-from shiftscope.core.byte_model import LN2, ByteModel, ByteSampling, Drawn
-from shiftscope.core.canonical import Stability, Support, stability
+from shiftscope.core.bytes import byte_law
+from shiftscope.core.bytes.byte_law import Engine
+from shiftscope.core.bytes.byte_model import LN2, ByteModel, ByteSampling, Drawn
+from shiftscope.core.bytes.canonical import Stability, Support, stability
+from shiftscope.core.bytes.infilling import Gap, Infiller, Infilling, gaps
+from shiftscope.core.bytes.token_tree import TokenTree
 from shiftscope.core.checkpoints import Checkpoint
-from shiftscope.core.infilling import Gap, Infiller, Infilling, gaps
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.token_tree import TokenTree
 
 __all__ = ["ByteModel", "ByteSampling", "bytes_", "summarise"]
 

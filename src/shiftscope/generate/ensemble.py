@@ -20,8 +20,8 @@ import pyarrow as pa
 
 from shiftscope.core import answers, statistics
 from shiftscope.core.answers import Loading, Texts
-from shiftscope.core.byte_voting import Ensemble, Voting, mixed
-from shiftscope.core.canonical import Support
+from shiftscope.core.bytes.byte_voting import Ensemble, Voting, mixed
+from shiftscope.core.bytes.canonical import Support
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Text
 from shiftscope.core.parts import Parts

@@ -7,7 +7,7 @@ its probabilities and its cost; whether the texts are still samples of the model
 
 Source: arXiv 2502.09992 (masked diffusion, blocks), arXiv 2601.20332 (windows), arXiv 2601.22527 (length by ends).
 Deviation: costs are counted on each text by itself, padding aside; savings are told apart (ends, several positions a call,
-windows) where the papers report one factor. Others: core/scope.py, core/length.py and core/masked.py.
+windows) where the papers report one factor. Others: core/denoising/scope.py, core/denoising/length.py and core/masked.py.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shiftscope.core import answers, corpus, decodings, masked_model, probing, statistics
+from shiftscope.core import answers, corpus, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.corpus import Template, Text
-from shiftscope.core.decodings import Decoder
-from shiftscope.core.length import Length
+from shiftscope.core.denoising import decodings, masked_model
+from shiftscope.core.denoising.decodings import Decoder
+from shiftscope.core.denoising.length import Length
+from shiftscope.core.denoising.masked_model import MaskedLM
+from shiftscope.core.denoising.scope import Scope
+from shiftscope.core.keys import probing
 from shiftscope.core.masked import Filling
-from shiftscope.core.masked_model import MaskedLM
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
-from shiftscope.core.scope import Scope
 from shiftscope.core.verifiers import Verifier
 
 UNTRAINED = 0.02  # share of ends in the longest canvas below which a model hardly knows what stands behind an end

@@ -27,12 +27,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from shiftscope.core import answers, completion, corpus, listing, probing, statistics
+from shiftscope.core import answers, completion, corpus, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.checkpoints import Checkpoint, opened
 from shiftscope.core.corpus import Template, Text
-from shiftscope.core.listing import ListFormat
-from shiftscope.core.mining import Miner, Navigation, Walk, survey, walk
+from shiftscope.core.keys import listing, probing
+from shiftscope.core.keys.listing import ListFormat
+from shiftscope.core.keys.mining import Miner, Navigation, Walk, survey, walk
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.verifiers import Verifier

@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, XLNetConfig, XLNetLMHeadModel
 
-from shiftscope.core import any_subset
-from shiftscope.core.any_subset import AnySubsetLM
 from shiftscope.core.checkpoints import Opened
-from shiftscope.core.gapped import Gapped
-from shiftscope.core.masking_rate import MaskingRate, hide
-from shiftscope.core.speculation import Speculation, fill
-from shiftscope.core.tokenizer_training import trained
+from shiftscope.core.denoising import any_subset
+from shiftscope.core.denoising.any_subset import AnySubsetLM
+from shiftscope.core.denoising.gapped import Gapped
+from shiftscope.core.denoising.masking_rate import MaskingRate, hide
+from shiftscope.core.denoising.speculation import Speculation, fill
+from shiftscope.core.tokenizers.tokenizer_training import trained
 from shiftscope.zoo import card, docs
 
 # B windows, N positions, K positions asked for

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from shiftscope.core import masked_training
+from shiftscope.core.denoising import masked_training
 from shiftscope.zoo import card
 
 CHECKPOINT = Path(__file__).parent / "checkpoints" / "counts-masked"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shiftscope.core import masked_training
+from shiftscope.core.denoising import masked_training
 from shiftscope.zoo import card
 
 # N texts, T syllables of a text, S syllables of the chain

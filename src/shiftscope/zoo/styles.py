@@ -31,8 +31,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from shiftscope.core import grpo, preference
+from shiftscope.core import grpo
 from shiftscope.core.checkpoints import ZOO
+from shiftscope.core.layers import preference
 from shiftscope.zoo import card
 
 # B batch, T positions

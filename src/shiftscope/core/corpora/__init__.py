@@ -1,0 +1,1 @@
+"""Collections of embeddings: depth, discriminators, two-sample tests, latent classes and planted shifts."""

@@ -1,0 +1,1 @@
+"""Editing tasks: words marked in passages, what a model puts in their place, and edits that change no text."""

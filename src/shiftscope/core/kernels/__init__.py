@@ -1,0 +1,1 @@
+"""Convolution kernels of a network as samples: read without building a model, and compared."""

@@ -1,0 +1,1 @@
+"""Families of look-alike tokens in the unembedding: clusters, gains, and lists mined from a next-token law."""

@@ -1,0 +1,1 @@
+"""What happens from layer to layer: contraction, transport, and curves over depth."""

@@ -1,0 +1,1 @@
+"""The same tokens scored twice: importance ratios, recorded and served log-probabilities."""
