@@ -22,6 +22,13 @@ def test_help_needs_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize("verb", ["compare", "adapt", "generate"])
+def test_the_list_of_methods_of_a_verb_needs_no_library_that_is_slow_to_import(verb):
+    slow = "{'transformers', 'torch._dynamo', 'sklearn', 'altair', 'datasets', 'peft', 'trl', 'ray', 'openai'}"
+    code = f"import sys, shiftscope.{verb}\nassert not (found := {slow} & sys.modules.keys()), found"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("verb", ["compare", "adapt", "generate"])
 def test_every_method_has_a_help_page_that_describes_each_of_its_options(shiftscope, verb):
     methods = __import__(f"shiftscope.{verb}", fromlist=["METHODS"]).METHODS
     assert methods, f"{verb} has no methods"

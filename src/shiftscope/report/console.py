@@ -1,4 +1,4 @@
-"""Console: a result in the terminal — the verdict, the figures with their intervals and sizes, the notes."""
+"""Console: a result in the terminal — the verdict, the first figures with their intervals and sizes, the notes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from rich.text import Text
 from shiftscope.core.result import Result
 from shiftscope.report import formats
 
+SHOWN = 16  # figures of a result, and of each of its parts; the page and the summary have all
+PIPED_WIDTH = 120  # columns where the output is no terminal: figures' names stay whole
+
 
 def terminal(result: Result, console: Console | None = None) -> None:
     """Print a result: verdict first, then one table of figures for the result and for each part, then the notes."""
     console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, PIPED_WIDTH)
     console.print()
     console.print(_heading(result))
     for i, sentence in enumerate(result.verdict):
@@ -52,9 +57,11 @@ def _figures(result: Result, console: Console) -> None:
     table.add_column("value", justify="right", style="bold", no_wrap=True)
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("n", justify="right", style="dim", no_wrap=True)
-    for name, figure in result.figures.items():
+    for name, figure in list(result.figures.items())[:SHOWN]:
         table.add_row(Text(name), Text(formats.value(figure)), Text(formats.interval(figure)), formats.number(figure.n))
     console.print(table)
+    if (more := len(result.figures) - SHOWN) > 0:
+        console.print(Text(f"  … and {more} more: --out writes all figures to files, --json prints them", style="dim"))
 
 
 def _verdicts(result: Result) -> set[str]:

@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
-from transformers import PreTrainedModel
 
 from shiftscope.core import corpus
 from shiftscope.core.head import evaluating
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from shiftscope.core.checkpoints import Checkpoint
 
 
