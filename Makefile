@@ -19,6 +19,10 @@ lint: .venv/.dev
 bench: .venv/.dev
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 zoo: .venv/.dev
 	OMP_NUM_THREADS=2 $(BIN)/python -m shiftscope.zoo
 
@@ -33,5 +37,9 @@ zoo: .venv/.dev
 	$(INSTALL) --no-deps "open_clip_torch==3.3.0"  # for its list of merges: a real tokenizer; the package is not imported
 	touch $@
 
+.venv/.docs: .venv/.run
+	$(INSTALL) --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site
