@@ -335,7 +335,9 @@ def test_watching_gives_one_row_per_checkpoint_in_order_of_steps(base, tmp_path,
     monkeypatch.setattr("shiftscope.core.layers.runs.SETTLED_S", -1.0)
     for step, scale in ((100, 0.04), (20, 0.01), (3, 0.0)):
         saved(base, tmp_path / "run" / f"checkpoint-{step}", scale)
-    saved(base, tmp_path / "written", 0.08)  # before: a model is not to be copied while another thread watches its states
+    saved(
+        base, tmp_path / "written", 0.08
+    )  # before: a model is not to be copied while another thread watches its states
     later = threading.Timer(0.5, (tmp_path / "written").rename, (tmp_path / "run" / "checkpoint-200",))
     later.start()
     parts = Parts(tmp_path / "parts")

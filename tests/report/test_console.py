@@ -40,7 +40,9 @@ def test_names_and_sentences_with_brackets_are_not_read_as_markup() -> None:
 def test_the_terminal_shows_the_first_figures_whole_and_says_how_many_more_there_are() -> None:
     names = [f"a_figure_with_a_name_that_is_long_because_it_says_what_it_is_{i}" for i in range(20)]
     console = Console(file=io.StringIO(), color_system=None)  # no terminal: 80 columns by default
-    report.terminal(Result("compare tokens", pa.table({}), {n: Figure(1.0, "nats", 1, 0.9, 1.1) for n in names}), console)
+    report.terminal(
+        Result("compare tokens", pa.table({}), {n: Figure(1.0, "nats", 1, 0.9, 1.1) for n in names}), console
+    )
     text = console.file.getvalue()
     assert [n for n in names if n in text] == names[:16]
     assert "and 4 more" in text
