@@ -19,7 +19,7 @@ lint: .venv/.dev
 bench: .venv/.dev
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
-docs: .venv/.docs
+docs: .venv/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
@@ -35,10 +35,6 @@ zoo: .venv/.dev
 .venv/.dev: .venv/.run
 	$(INSTALL) --editable ".[dev]"
 	$(INSTALL) --no-deps "open_clip_torch==3.3.0"  # for its list of merges: a real tokenizer; the package is not imported
-	touch $@
-
-.venv/.docs: .venv/.run
-	$(INSTALL) --editable ".[docs]"
 	touch $@
 
 clean:

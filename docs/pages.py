@@ -36,7 +36,7 @@ class Paragraphs(griffe.Extension):
 
 def on_config(config: Any) -> Any:
     """The navigation: what a reader wants first, then every method by verb, then the primitives."""
-    config.nav = [{"shiftscope": "index.md"}]
+    config.nav = [{"shiftscope": "index.md"}, {"the loop": "loop.md"}]
     config.nav += [{verb: [{name: _address(verb, name)} for name in _methods(verb)]} for verb in cli.VERBS]
     config.nav += [
         {"primitives": [{name: f"core/{name}.md"} for name in _folders()]},

@@ -176,6 +176,7 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()  # our own stand on standard error
     _set_threads(running.threads)
     settings = call.settings()
     if running.out is not None:
