@@ -2,9 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
+from scipy.special import entr
 
 from shiftscope.compare.preservation import RULES, Chain, preservation
+from shiftscope.core.denoising import decoders
+from shiftscope.core.denoising.oracle import random_chain
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,61 @@ def test_choosing_by_the_draw_makes_texts_too_likely_and_parallel_draws_too_unli
     assert abs(rules["max_prob.excess"]) < 0.02
 
 
+# arXiv 2502.09992's rules on 10,000 texts of 8 places: distance to the true law of neighbours, and how varied they are
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("left_to_right", 0, 0.015), ("random", 0, 0.015), ("max_prob", 0, 0.015), ("entropy", 0, 0.015),
+        ("sampled", 0.2, 1), ("random per_call=2", 0.02, 0.1), ("max_prob per_call=2", 0.02, 0.1),
+    ],
+)  # fmt: skip
+def test_the_rules_that_keep_and_that_break_the_law(name, low, high):
+    """The bars are those of 20,000 texts; noise is about 0.007 here; choosing by the draw collapses the entropy, drawing in parallel adds to it."""
+    oracle, named = random_chain(6, concentration=1.0), decoders.parse(name, temperature=1.0)
+    jobs = [decoders.Text(document, [oracle.mask_id] * 8, 0) for document in range(10_000)]
+    texts = np.array(
+        [
+            ids
+            for start in range(0, 10_000, 5000)
+            for ids, _ in decoders.write(oracle, named, jobs[start : start + 5000])
+        ]
+    )
+    pairs = np.bincount((texts[:, :-1] * 6 + texts[:, 1:]).ravel(), minlength=36) / (7 * 10_000)
+    true = oracle.bigrams(8).ravel()
+    assert low <= np.abs(pairs - true).sum() / 2 < high
+    entropy, own = (float(entr(law).sum()) for law in (pairs, true))
+    assert abs(entropy - own) < 0.015 or low > 0
+    assert (entropy < own - 0.3) == (name == "sampled")
+    assert (entropy > own + 0.03) == ("per_call" in name)
+
+
+def test_figures_of_neighbours_are_those_of_the_texts():
+    found = preservation(["random"], chain=Chain(texts=300, places=4))
+    rows = found.table.to_pandas().pivot(index="document", columns="place", values="token").to_numpy()
+    pairs = np.bincount((rows[:, :-1] * 6 + rows[:, 1:]).ravel(), minlength=36) / (3 * 300)
+    true = random_chain(6, concentration=1.0).bigrams(4).ravel()
+    assert found["random.tv_neighbours"] == pytest.approx(np.abs(pairs - true).sum() / 2)
+    assert found["random.entropy_neighbours"] == pytest.approx(entr(pairs).sum())
+    assert found["model.entropy_neighbours"] == pytest.approx(entr(true).sum())
+
+
+def test_a_speculative_method_is_exact_on_an_any_order_model_and_only_along_its_order_on_a_masked_one():
+    found = preservation(["assd k=3", "independent k=2"], chain=Chain(texts=100))
+    assert [row["declares"] for row in found.panels[0].table.to_pylist()] == ["exact_if_consistent", "no"]
+    assert any("assd k=3: exact_if_consistent, each text has exactly the law" in note for note in found.notes)
+    any_order = preservation(["assd k=3"], model="docs-anyorder", limit=2)
+    assert [row["declares"] for row in any_order.panels[0].table.to_pylist()] == ["exact"]
+
+
+def test_passing_says_what_so_few_reveals_could_not_have_shown():
+    few, many = (preservation(["max_prob"], chain=Chain(texts=texts)) for texts in (20, 500))
+    small, large = (found.panels[0].table["seen_from_nats"][0].as_py() for found in (few, many))
+    assert small == pytest.approx(large * 5, rel=0.2)  # with the root of the number of texts
+    assert any("an excess below" in note for note in few.notes)
+
+
 def test_a_decoder_is_held_to_what_it_declares(monkeypatch):
-    from shiftscope.core.denoising import decoders
     from shiftscope.core.denoising.preservation import Preservation
 
     honest = preservation(["sampled"], chain=Chain(texts=200))
@@ -85,6 +142,19 @@ def test_the_table_has_a_row_for_every_filled_position():
 def test_names_that_cannot_be_tested_are_refused(names, sentence):
     with pytest.raises(ValueError, match=sentence):
         preservation(names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"prompts": [{"prompt": "x"}]}, "the oracle, which reads none"),
+        ({"chain": Chain(texts=5), "model": "markov-masked"}, "is of the oracle, and a checkpoint is tested"),
+        ({"level": 0.0}, "level 0.0"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_make_no_sense_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        preservation(["max_prob"], **settings)
 
 
 def test_a_causal_checkpoint_is_refused():

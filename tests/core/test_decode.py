@@ -66,7 +66,15 @@ def test_a_prompt_that_fills_the_context_is_an_error(sums):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 0}, {"samples": 0}, {"max_new_tokens": 0}, {"samples": 2}]
+    "wrong",
+    [
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"samples": 0},
+        {"max_new_tokens": 0},
+        {"samples": 2},
+    ],
 )
 def test_settings_outside_their_range_are_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

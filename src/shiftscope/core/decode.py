@@ -8,6 +8,7 @@ which belongs to it: stopping is a decision like any other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +27,7 @@ Allowed = Callable[[int, Sequence[int]], NDArray[np.bool_] | None]
 
 def check_drawing(temperature: float, top_p: float) -> None:
     """Raises ValueError where tokens cannot be drawn with these settings."""
-    if temperature < 0 or not 0 < top_p <= 1:
+    if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} and top_p {top_p}: need temperature >= 0 and 0 < top_p <= 1")
 
 

@@ -66,6 +66,37 @@ def test_what_changes_the_law_fails_in_the_direction_that_it_must(name, sign):
     assert np.sign(found.excess_nats) == sign
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_what_is_replayed_does_not_depend_on_batches(batch_size):
+    jobs = [decoders.Text(document, ids, 0) for document, ids in enumerate(([6] * 4, [1, 2, 3, 6], [6, 0, 6, 1]))]
+    records = [record for _, record in decoders.write(ORACLE, decoders.parse("random", temperature=1.0), jobs)]
+    for one, text, record in zip(
+        fidelity.replay(ORACLE, jobs, records, batch_size=batch_size), jobs, records, strict=True
+    ):
+        alone = fidelity.replay(ORACLE, [text], [record])[0]
+        assert len(one.u_R) == text.ids.count(6)
+        np.testing.assert_allclose(one.u_R, alone.u_R, atol=1e-12)
+        # at temperature 1 the law that was drawn from is the oracle's own
+        np.testing.assert_allclose(one.logp_R, record.logp_nats, atol=1e-6)
+
+
+def test_an_excess_is_seen_from_where_the_test_has_even_odds():
+    """Laws of two tokens, tilted by the excess that the test calls visible: about half of many such data sets fail."""
+    generator, p, n, level = np.random.default_rng(0), 0.8, 400, 0.001
+    logp, entropy = np.log([p, 1 - p]), -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    variance = p * (1 - p) * (logp[0] - logp[1]) ** 2
+    seen_from = fidelity.Fidelity(n, 0, 1, 0, 1, (variance / n) ** 0.5).seen_from(level)
+    tilted = p + seen_from / (logp[0] - logp[1])
+    failed = 0
+    for _ in range(400):
+        token = (generator.random(n) > tilted).astype(int)
+        found = fidelity.fidelity(generator.random(n), logp[token], np.full(n, entropy), np.full(n, variance))
+        failed += not found.holds(level)
+    assert (
+        0.4 < failed / 400 < 0.65
+    )  # a little above half: the other test sees a share of them, four standard errors are 0.1
+
+
 def test_the_canvas_of_a_reveal_is_the_one_of_its_call():
     record = Reveals(position=[0, 3], token=[1, 2], call=[1, 2], logp_nats=[0.0, 0.0], edits=[(1, 4)])
     states = fidelity._states(ORACLE, decoders.Text(0, [6, 6], 0), record)

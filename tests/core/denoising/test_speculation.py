@@ -236,6 +236,8 @@ def test_temperature_and_top_p_shape_the_law_that_is_drawn_from():
         ({"k": 1}, "k is 1: a round of two calls"),
         ({"k": 0, "method": "independent"}, "k is 0"),
         ({"temperature": -1.0}, "temperature -1.0"),
+        ({"temperature": float("nan")}, "temperature nan"),
+        ({"method": "sequential", "draft": "ngram"}, "draft ngram is for method assd only"),
         ({"top_p": 0.0}, "top_p 0.0"),
     ],
 )

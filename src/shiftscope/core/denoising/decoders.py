@@ -146,6 +146,18 @@ class Text:
         return all(token == mask_id for token in self.ids[self.start :])
 
 
+def declared(model: Model, named: Named) -> Preservation:
+    """What the decoder declares to keep with this model: a masked model's joint law belongs to the order it is filled in."""
+    found = named.preserves
+    if found.kind == "exact" and not isinstance(model, AnySubsetLM):
+        return Preservation(
+            "exact_if_consistent",
+            "each text has exactly the law of filling its positions one by one in an order fixed in advance: that is a "
+            "sample of the model where its laws belong to one joint law",
+        )
+    return found
+
+
 def check(model: Model, named: Named) -> None:
     """Raises ValueError where the decoder cannot write with the model."""
     if isinstance(model, AnySubsetLM) and isinstance(named.how, Decoder):

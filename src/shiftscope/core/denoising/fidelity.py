@@ -13,7 +13,7 @@ Source: randomised probability integral transform (Rosenblatt 1952; Brockwell 20
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,12 +51,23 @@ def replay(
     """Each reveal's token against the model's law at its place given what the record had filled before it.
 
     The canvas is the one that stood at the reveal's call, whole: what a decoder did not see counts here.
+    batch_size: reveals (of a masked model) or texts (of an any-order one) of a call; no more laws are held at a time.
     """
-    found = []
-    for text, record, logits in zip(texts, records, _laws(model, texts, records, batch_size), strict=True):
-        uniform_R = uniforms(seed, [text.document] * len(record.position), record.position, _SPREAD)
-        found.append(against(logits, torch.tensor(record.token, dtype=torch.long), torch.from_numpy(uniform_R)))
-    return found
+    documents = [text.document for text, record in zip(texts, records, strict=True) for _ in record.position]
+    places, tokens = ([x for record in records for x in getattr(record, name)] for name in ("position", "token"))
+    token_R, uniform_R = torch.tensor(tokens, dtype=torch.long), uniforms(seed, documents, places, _SPREAD)
+    found, start = [Replayed(*[np.empty(0)] * 4)], 0
+    for logits_RV in _laws(model, texts, records, batch_size):
+        rows = slice(start, start + len(logits_RV))
+        found.append(against(logits_RV, token_R[rows], torch.from_numpy(uniform_R[rows])))
+        start += len(logits_RV)
+    ends = np.cumsum([len(record.position) for record in records])[:-1]
+    columns = (np.split(np.concatenate(column), ends) for column in zip(*map(_columns, found), strict=True))
+    return [Replayed(*row) for row in zip(*columns, strict=True)]
+
+
+def _columns(one: Replayed) -> tuple[Array, Array, Array, Array]:
+    return one.u_R, one.logp_R, one.entropy_R, one.variance_R
 
 
 def against(logits_RV: Tensor, token_R: Tensor, uniform_R: Tensor) -> Replayed:
@@ -74,22 +85,20 @@ def against(logits_RV: Tensor, token_R: Tensor, uniform_R: Tensor) -> Replayed:
     return Replayed(u_R.numpy(), logp_R.numpy(), entropy_R.numpy(), variance_R.numpy())
 
 
-def _laws(model: Model, texts: Sequence[Text], records: Sequence[Reveals], batch_size: int) -> list[Tensor]:
-    """Logits [R, V] of every text's reveals, each given those before it."""
+def _laws(model: Model, texts: Sequence[Text], records: Sequence[Reveals], batch_size: int) -> Iterator[Tensor]:
+    """Logits [R, V] of the reveals of all texts, one text after the other, each given those before it."""
     if isinstance(model, AnySubsetLM):
-        jobs = [
-            Gapped(text.document, list(text.ids), tuple(r.position)) for text, r in zip(texts, records, strict=True)
-        ]
-        counts = [len(record.position) for record in records]
-        laws_BRV = model.judge(jobs, [record.token for record in records], counts, [0] * len(jobs))
-        return [laws_RV[:count] for laws_RV, count in zip(laws_BRV, counts, strict=True)]
+        for start in range(0, len(texts), batch_size):
+            some = list(zip(texts, records, strict=True))[start : start + batch_size]
+            jobs = [Gapped(text.document, list(text.ids), tuple(record.position)) for text, record in some]
+            counts = [len(record.position) for _, record in some]
+            laws_BRV = model.judge(jobs, [record.token for _, record in some], counts, [0] * len(jobs))
+            yield from (laws_RV[:count] for laws_RV, count in zip(laws_BRV, counts, strict=True))
+        return
     states = [state for text, record in zip(texts, records, strict=True) for state in _states(model, text, record)]
-    rows: list[Tensor] = []
     for start in range(0, len(states), batch_size):
         group = states[start : start + batch_size]
-        rows += model.logits([ids for ids, _ in group], [[place] for _, place in group])
-    laws = torch.cat(rows) if rows else torch.empty(0, model.vocabulary_size)
-    return list(laws.split([len(record.position) for record in records]))
+        yield torch.cat(list(model.logits([ids for ids, _ in group], [[place] for _, place in group])))
 
 
 def _states(model: Model, text: Text, record: Reveals) -> list[tuple[list[int], int]]:
@@ -110,7 +119,8 @@ class Fidelity:
 
     distance: largest gap between the distribution of u and the uniform one (Kolmogorov–Smirnov). p_uniform: how often
     samples of the model are that far. excess_nats: by how much a token is likelier than a sample's, per token; positive:
-    too likely, the texts vary too little. p_excess: how often samples of the model are that far from 0.
+    too likely, the texts vary too little. p_excess: how often samples of the model are that far from 0. error_nats: the
+    excess's standard error for samples of the model; what is far smaller goes unseen.
     """
 
     reveals: int
@@ -118,10 +128,17 @@ class Fidelity:
     p_uniform: float
     excess_nats: float
     p_excess: float
+    error_nats: float
 
     def holds(self, level: float) -> bool:
         """Whether the texts pass as samples of the model; level: how often samples would fail."""
         return min(1.0, 2 * min(self.p_uniform, self.p_excess)) >= level
+
+    def seen_from(self, level: float) -> float:
+        """The excess, in nats per token, from which on these reveals would not pass at the level, half the time."""
+        from scipy import stats
+
+        return float(stats.norm.isf(level / 4)) * self.error_nats
 
 
 def fidelity(u_R: Array, logp_R: Array, entropy_R: Array, variance_R: Array) -> Fidelity:
@@ -135,4 +152,5 @@ def fidelity(u_R: Array, logp_R: Array, entropy_R: Array, variance_R: Array) -> 
     excess, spread = float(gap_R.mean()), math.sqrt(float(variance_R.sum()))
     total = float(gap_R.sum())
     score = 0.0 if total == 0 else math.inf if spread == 0 else abs(total) / spread
-    return Fidelity(len(u_R), float(uniform.statistic), float(uniform.pvalue), excess, float(2 * stats.norm.sf(score)))
+    p_excess, error = float(2 * stats.norm.sf(score)), spread / len(u_R)
+    return Fidelity(len(u_R), float(uniform.statistic), float(uniform.pvalue), excess, p_excess, error)

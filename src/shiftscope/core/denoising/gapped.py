@@ -93,7 +93,9 @@ class MaskedNetwork:
         for text in texts:
             text.record.spend(len(text.ids), len(text.ids) ** 2)
         wanted = [text.ahead(count) for text, count in zip(texts, counts, strict=True)]
-        return pad_sequence(list(self.logits([self._filled(text, ()) for text in texts], wanted)), batch_first=True)
+        return pad_sequence(
+            list(self.logits([self._filled(text, ()) for text in texts], wanted)), batch_first=True
+        ).cpu()
 
     def judge(
         self, texts: Sequence[Gapped], drafts: Sequence[Sequence[int]], counts: Sequence[int], first: Sequence[int]
@@ -105,7 +107,7 @@ class MaskedNetwork:
             rows += [self._filled(text, draft[:j]) for j in range(count - size, count)]
             wanted += [[place] for place in text.ahead(count)[count - size :]]
             text.record.spend(size * len(text.ids), size * len(text.ids) ** 2)
-        return pad_sequence(list(torch.cat(list(self.logits(rows, wanted))).split(sizes)), batch_first=True)
+        return pad_sequence(list(torch.cat(list(self.logits(rows, wanted))).split(sizes)), batch_first=True).cpu()
 
     def _filled(self, text: Gapped, drafts: Sequence[int]) -> list[int]:
         """The text with these drafts in its next positions and the mask in the ones after them."""

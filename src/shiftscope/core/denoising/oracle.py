@@ -61,7 +61,9 @@ class MarkovOracle:
         with np.errstate(divide="ignore"):
             logp_BTS = np.log(posterior_BTS)
         logp_BTV = torch.from_numpy(np.concatenate([logp_BTS, np.full((*logp_BTS.shape[:2], 1), -np.inf)], 2))
-        return [logp_BTV[row, list(places)] for row, places in enumerate(wanted)]
+        sizes = [len(places) for places in wanted]
+        rows_N, places_N = np.repeat(np.arange(len(ids)), sizes), [place for places in wanted for place in places]
+        return list(logp_BTV[torch.from_numpy(rows_N), torch.tensor(places_N, dtype=torch.long)].split(sizes))
 
     def posteriors(self, ids_BT: NDArray[np.int64]) -> Array:
         """The law of every place given the visible ones, [B, T, S]. Raises ValueError for a text the chain cannot write."""

@@ -60,6 +60,8 @@ class Speculation:
             raise ValueError(
                 f"k is {self.k} and ahead {self.ahead}: a round drafts at least one position, ahead is 0 or more"
             )
+        if self.method != "assd" and self.draft == "ngram":
+            raise ValueError(f"method {self.method} writes what the network draws: draft ngram is for method assd only")
         if self.method == "assd" and self.draft == "self" and self.k < 2:
             raise ValueError(
                 "k is 1: a round of two calls would be sure of one token only, so no call could be saved; give --k 2 or more, "
