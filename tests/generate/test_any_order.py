@@ -9,6 +9,7 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 from shiftscope.core.answers import Loading
 from shiftscope.core.checkpoints import Opened
 from shiftscope.core.denoising import any_subset
+from shiftscope.core.denoising.gapped import Gapped
 from shiftscope.core.denoising.speculation import Speculation
 from shiftscope.core.parts import Parts
 from shiftscope.generate.any_order import any_order
@@ -38,7 +39,7 @@ def test_holes_are_filled_answers_scored_and_calls_counted(model, tmp_path):
     rows = result.table.to_pylist()
     assert [row["given"] for row in rows] == [True, *[False] * 6]
     assert result["tokens_written"] == 2 * (9 + 8 + 1)
-    assert result["calls"] == sum(row["calls"] for row in rows) <= result["tokens_written"]
+    assert result["calls"] == sum(row["calls"] for row in rows if not row["given"]) <= result["tokens_written"]
     assert result["most_calls_per_token"] <= 1
     assert result["calls_at_most_tokens"] is True
     assert result["rows_per_token"] > result["calls_per_token"]
@@ -61,8 +62,21 @@ def test_a_given_answer_costs_what_separate_calls_say(model):
     assert result["given_nll_nats_per_token"] == pytest.approx(found["nll_nats"] / found["hidden"])
     alone = any_order(model, prompts=[{"prompt": "return the value and the name of the key"}], hide=0.4)
     assert [row["given"] for row in alone.table.to_pylist()] == [True, False]
-    assert found["calls"] == 0
+    assert (found["calls"], found["call"]) == (1, [1] * found["hidden"])
+    assert found["nll_nats"] == pytest.approx(-sum(found["logp_nats"]))
+    assert model.tokenizer.decode(found["token"]) == PROMPTS[1]["answer"]
     assert "tokens_written" not in result.figures
+
+
+def test_the_density_of_any_subset_is_that_of_separate_calls_token_by_token(model):
+    """Words in brackets, not next to each other: one call against the draft mask walked position by position."""
+    row = any_order(model, prompts=[{"prompt": "return the⟦ value⟧ of the⟦ key and⟧ the name"}]).table.to_pylist()[0]
+    assert (row["given"], row["hidden"], row["calls"]) == (True, len(row["position"]), 1)
+    walked = Gapped(0, model.tokenizer("return the value of the key and the name")["input_ids"], tuple(row["position"]))
+    for token, logp in zip(row["token"], row["logp_nats"], strict=True):
+        own_V = model.draft([walked], [1])[0, 0].double().log_softmax(-1)
+        assert float(own_V[token]) == pytest.approx(logp, abs=1e-4)  # float32 networks
+        walked.write(token, logp)
 
 
 @pytest.mark.parametrize("how", [Speculation(), Speculation(draft="ngram"), Speculation("sequential")], ids=str)

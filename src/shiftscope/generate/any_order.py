@@ -55,8 +55,8 @@ def any_order(
 
     model: the checkpoint (path, hub id, zoo name, or a loaded AnySubsetLM).
     prompts: jsonl, parquet or txt with a prompt per record. In a prompt, [[5]] stands for five hidden tokens and the mask
-        token for one; [[]] is filled by the record's answer, which is scored, not drawn. Without, the prompts that ship with
-        the checkpoint.
+        token for one; [[]] is filled by the record's answer, which is scored, not drawn, and so are words in ⟦ ⟧, any number
+        of them. Without, the prompts that ship with the checkpoint.
     limit: only the first records.
     hide: share of the tokens of each text that is hidden at random; the text's own tokens are scored, and drawn anew.
     samples: texts drawn for each record.
@@ -106,8 +106,11 @@ class _Writer:
     def rows(self, jobs: Sequence[tuple[Text, Holed]]) -> Iterator[dict[str, Any]]:
         """One row for each text scored, then one for each text drawn."""
         given = [(text, found, _gapped(text.text, found)) for text, found in jobs if found.known]
-        for (text, found, gapped), nll in zip(given, self._nll([gapped for *_, gapped in given]), strict=True):
-            yield self._row(text, found, gapped, sample=0, given=True, nll=nll)
+        scores = self.model.joint_logp([gapped for *_, gapped in given]) if given else []
+        for (text, found, gapped), logp_K in zip(given, scores, strict=True):
+            for place, logp in zip(gapped.order, logp_K.tolist(), strict=True):
+                gapped.record.add(place, gapped.ids[place], logp)
+            yield self._row(text, found, gapped, sample=0, given=True, nll=-float(logp_K.sum()))
         asked = [(text, found) for text, found in jobs if self.redraw or not found.known]
         drawn = [
             (text, found, sample, _gapped(text.text * self.samples + sample, found))
@@ -117,13 +120,9 @@ class _Writer:
         for start in range(0, len(drawn), len(jobs)):
             batch = drawn[start : start + len(jobs)]
             fill(self.model, [gapped for *_, gapped in batch], self.how)
-            for (text, found, sample, gapped), nll in zip(batch, self._nll([g for *_, g in batch]), strict=True):
-                yield self._row(text, found, gapped, sample=sample, given=False, nll=nll)
-
-    def _nll(self, texts: Sequence[Gapped]) -> list[float]:
-        """−log p of the hidden tokens given the rest, in nats, by one call that no text's cost counts."""
-        copies = [Gapped(text.document, text.ids, text.order) for text in texts]
-        return [-float(logp_K.sum()) for logp_K in self.model.joint_logp(copies)] if copies else []
+            copies = [Gapped(gapped.document, gapped.ids, gapped.order) for *_, gapped in batch]  # no text's cost
+            for (text, found, sample, gapped), logp_K in zip(batch, self.model.joint_logp(copies), strict=True):
+                yield self._row(text, found, gapped, sample=sample, given=False, nll=-float(logp_K.sum()))
 
     def _row(self, text: Text, found: Holed, gapped: Gapped, *, sample: int, given: bool, nll: float) -> dict[str, Any]:
         record, tokenizer = gapped.record, self.model.tokenizer

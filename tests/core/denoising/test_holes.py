@@ -52,6 +52,17 @@ def test_an_answer_fills_its_hole_and_stands_at_the_end_without_one(model):
     )
 
 
+def test_words_in_brackets_are_hidden_and_known_any_number_of_them(model):
+    whole = model.tokenizer("the value of the key")["input_ids"]
+    found = holes.holed(model, text("the⟦ value⟧ of the⟦ key⟧"))
+    assert (list(found.ids), found.known) == (whole, True)
+    assert holes.marked(model.tokenizer, list(found.ids), found) == "the⟦ value⟧ of the⟦ key⟧"
+    assert found != holes.holed(model, text("the⟦ value of the⟧ key"))
+    assert holes.holed(model, text("the⟦ value⟧ of the key")) == holes.holed(
+        model, text("the[[]] of the key", " value")
+    )
+
+
 def test_a_share_is_hidden_at_random_and_its_tokens_are_known(model):
     prompt = "return the [[5]] value of the key and the name of the file"
     found = holes.holed(model, text(prompt), hide=0.5)
@@ -74,6 +85,10 @@ def test_a_share_is_hidden_at_random_and_its_tokens_are_known(model):
         (text("a [[9]]", " value"), 0.0, "9 positions are hidden"),
         (text("a [[100]]"), 0.0, "does not fit into tiny, which reads at most 96"),
         (text(f"a {anyorder.MASK}"), 0.5, "holds the mask token"),
+        (text("a [[99999999999]]"), 0.0, "at least 99999999999 tokens, hidden ones included, does not fit"),
+        (text("a⟦ value⟧ and [[2]]"), 0.0, "score and fill in two records"),
+        (text("a⟦ value⟧ and", " key"), 0.0, "score and fill in two records"),
+        (text("an empty ⟦⟧ hole"), 0.0, "record three has no hidden position"),
     ],
 )
 def test_what_cannot_be_filled_is_refused_in_a_sentence(model, record, hide, sentence):

@@ -1,8 +1,9 @@
 """Texts with holes: which tokens of a record are hidden, by a marker in the text, by its answer, or at random.
 
 In a prompt, `[[5]]` stands for five hidden tokens and the tokenizer's mask token for one. `[[]]` is as long as the record's
-answer, which fills it; a prompt with an answer and no hole has it at the end. With a share to hide, texts are taken as they
-are, `[[5]]` included, and that share of their tokens is hidden at random.
+answer, which fills it; a prompt with an answer and no hole has it at the end. Words in ⟦ ⟧, as filled texts are shown, are
+hidden and known, any number of them. With a share to hide, texts are taken as they are, `[[5]]` included, and that share of
+their tokens is hidden at random.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from shiftscope.core.randomness import uniforms
 HOLE = re.compile(r"\[\[(\d*)\]\]")
 _HIDE = 3  # stream of random numbers, apart from those of the draws
 OPEN, CLOSE = "⟦", "⟧"
+_GIVEN = re.compile(f"{OPEN}([^{CLOSE}]*){CLOSE}")
+_LONGEST = 1 << 20  # hidden positions of a text, where the model names no limit
 
 
 @dataclass(frozen=True)
@@ -48,20 +51,19 @@ def holed(model: AnySubsetLM, text: Text, hide: float = 0.0, seed: int = 0) -> H
     found = _at_random(model, text, hide, seed, where) if hide else _marked(model, text, where)
     limit = model.context_length
     if limit is not None and len(found.ids) > limit:
-        raise ValueError(
-            f"{where}: a text of {len(found.ids)} tokens, hidden ones included, does not fit into {model.name}, which reads at "
-            f"most {limit}: shorten it"
-        )
+        raise _too_long(model, where, f"{len(found.ids)}", limit)
     if not found.hidden:
         raise ValueError(
             f"{where} has no hidden position: write [[5]] where five tokens are missing, or {model.tokenizer.mask_token} for "
-            f"one; or give --hide 0.95 to hide that share of its tokens"
+            f"one, or put words to be scored in {OPEN} {CLOSE}; or give --hide 0.95 to hide that share of its tokens"
         )
     return found
 
 
 def _marked(model: AnySubsetLM, text: Text, where: str) -> Holed:
     mask, prompt = model.tokenizer.mask_token, text.prompt
+    if _GIVEN.search(prompt):
+        return _given(model, text, where)
     answer = () if text.answer is None else corpus.answer_ids(model.tokenizer, text.answer)
     places = list(HOLE.finditer(prompt))
     if text.answer is not None and not places and mask not in prompt:
@@ -71,6 +73,8 @@ def _marked(model: AnySubsetLM, text: Text, where: str) -> Holed:
         raise ValueError(
             f"{where}: [[]] is a hole as long as the record's answer, and it has none: write [[5]] or give one"
         )
+    if sum(sizes) > (model.context_length or _LONGEST):
+        raise _too_long(model, where, f"at least {sum(sizes)}", model.context_length or _LONGEST)
     pieces = HOLE.split(prompt)[::2]
     ids, added = _encoded(model, "".join(a + b for a, b in zip(pieces, [*(mask * n for n in sizes), ""], strict=True)))
     hidden = tuple(place for place, token in enumerate(ids) if token == model.mask_id)
@@ -84,6 +88,31 @@ def _marked(model: AnySubsetLM, text: Text, where: str) -> Holed:
     for place, token in zip(hidden, answer, strict=True):
         ids[place] = token
     return Holed(tuple(ids), hidden, added, known=True)
+
+
+def _given(model: AnySubsetLM, text: Text, where: str) -> Holed:
+    """A text whose words in ⟦ ⟧ are hidden and known."""
+    mask, words = model.tokenizer.mask_token, _GIVEN.findall(text.prompt)
+    if text.answer is not None or HOLE.search(text.prompt) or mask in text.prompt:
+        raise ValueError(
+            f"{where} gives hidden words in {OPEN} {CLOSE} and has an answer or an open hole as well: score and fill in two "
+            f"records"
+        )
+    runs = [corpus.answer_ids(model.tokenizer, word) for word in words]
+    pieces = _GIVEN.split(text.prompt)[::2]
+    joined = "".join(a + b for a, b in zip(pieces, [*(mask * len(run) for run in runs), ""], strict=True))
+    ids, added = _encoded(model, joined)
+    hidden = tuple(place for place, token in enumerate(ids) if token == model.mask_id)
+    for place, token in zip(hidden, [token for run in runs for token in run], strict=True):
+        ids[place] = token
+    return Holed(tuple(ids), hidden, added, known=True)
+
+
+def _too_long(model: AnySubsetLM, where: str, tokens: str, limit: int) -> ValueError:
+    return ValueError(
+        f"{where}: a text of {tokens} tokens, hidden ones included, does not fit into {model.name}, which reads at most "
+        f"{limit}: shorten it"
+    )
 
 
 def _at_random(model: AnySubsetLM, text: Text, hide: float, seed: int, where: str) -> Holed:
