@@ -142,10 +142,26 @@ def test_bad_input_is_refused_in_a_sentence(model, settings, sentence):
         any_order(model, **{"prompts": PROMPTS, **settings})
 
 
-@pytest.mark.parametrize(("name", "instead"), [("lists-base", "generate bytes"), ("markov-masked", "generate masked")])
-def test_checkpoints_of_other_kinds_are_named_with_what_to_use(name, instead):
-    with pytest.raises(ValueError, match=f"{name}.*{instead}"):
-        any_order(name, prompts=PROMPTS)
+def test_a_causal_checkpoint_is_named_with_what_to_use():
+    with pytest.raises(ValueError, match=r"'lists-base' cannot be loaded.*generate bytes"):
+        any_order("lists-base", prompts=PROMPTS)
+
+
+@pytest.mark.parametrize("draft", ["self", "ngram"])
+def test_a_masked_model_is_filled_by_fewer_calls_in_an_order_fixed_in_advance(draft):
+    prompts = [{"prompt": "ha li no ho[[48]]"}]
+    result = any_order("markov-masked", prompts=prompts, speculation=Speculation(draft=draft, k=8))
+    row = result.table.to_pylist()[0]
+    assert result.provenance["preserves"] == "exact_if_consistent"
+    assert "an order fixed in advance" in result.verdict[1]
+    assert (row["position"] == sorted(row["position"])) == (draft == "ngram")
+    assert result["most_calls_per_token"] <= 1
+    assert draft == "ngram" or result["calls_per_token"] < 0.7
+    # what was drawn from, against the copies that score: float32 networks
+    assert -sum(row["logp_nats"]) == pytest.approx(row["nll_nats"], abs=1e-3)
+    given = any_order("markov-masked", prompts=[{"prompt": row["marked"]}], speculation=Speculation(draft="ngram"))
+    assert given.table["filled"].to_pylist() == [row["filled"]]
+    assert draft == "self" or given.table["nll_nats"][0].as_py() == pytest.approx(row["nll_nats"], abs=1e-3)
 
 
 def test_the_shipped_prompts_are_filled_by_fewer_calls_than_tokens(tmp_path):

@@ -2,9 +2,14 @@
 
 The model drafts the next positions by one call and judges them by another; what it keeps has the law of filling position by
 position (any-subset speculative decoding). Every text comes with its cost and with its probability under the model's own
-joint law, which one call gives; records with an answer are scored by it.
+joint law, which one call gives; records with an answer, or with words in ⟦ ⟧, are scored by it.
 
-Source: arXiv 2504.20456. Deviation: see core/denoising/speculation.py; its lossy tolerance of refusals is left out.
+Masked models (LLaDA, Dream, BERT …) are filled in a random order fixed in advance, in which they draft best (with the n-gram
+draft from the left), and judged by a batch of copies of the text, one for each draft: calls are saved, not token-forwards.
+
+Source: arXiv 2504.20456; judging by copies: arXiv 2510.04147. Deviation: see core/denoising/speculation.py; its lossy
+tolerance of refusals is left out. Every call computes all N + K rows anew: keys and values of known tokens do not change,
+but XLNet's implementation keeps none at positions of one's choice.
 """
 
 from __future__ import annotations
@@ -18,10 +23,12 @@ import pyarrow as pa
 from shiftscope.core import answers, statistics
 from shiftscope.core.answers import Loading, Texts
 from shiftscope.core.corpus import Text
-from shiftscope.core.denoising import any_subset, holes
+from shiftscope.core.denoising import decoders, holes
 from shiftscope.core.denoising.any_subset import AnySubsetLM
-from shiftscope.core.denoising.gapped import Gapped
+from shiftscope.core.denoising.gapped import Gapped, Network, spread_order
 from shiftscope.core.denoising.holes import Holed
+from shiftscope.core.denoising.masked_model import MaskedLM
+from shiftscope.core.denoising.preservation import Preservation, along_its_order
 from shiftscope.core.denoising.speculation import Speculation, fill
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
@@ -40,7 +47,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def any_order(
-    model: str | AnySubsetLM,
+    model: str | AnySubsetLM | MaskedLM,
     *,
     prompts: Texts = None,
     limit: int | None = None,
@@ -51,9 +58,9 @@ def any_order(
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
 ) -> Result:
-    """Fill the hidden positions of texts with an any-subset model, by fewer calls than tokens; score given answers.
+    """Fill the hidden positions of texts with an any-subset or masked model, by fewer calls than tokens; score given answers.
 
-    model: the checkpoint (path, hub id, zoo name, or a loaded AnySubsetLM).
+    model: the checkpoint (path, hub id, zoo name, or a loaded AnySubsetLM or MaskedLM).
     prompts: jsonl, parquet or txt with a prompt per record. In a prompt, [[5]] stands for five hidden tokens and the mask
         token for one; [[]] is filled by the record's answer, which is scored, not drawn, and so are words in ⟦ ⟧, any number
         of them. Without, the prompts that ship with the checkpoint.
@@ -74,55 +81,72 @@ def any_order(
         raise ValueError(
             f"samples is {samples} at temperature {speculation.temperature:g}: need at least 1, and 1 where all would be equal"
         )
-    opened = any_subset.load(model, dtype=loading.dtype, device=loading.device) if isinstance(model, str) else model
+    opened = decoders.opened(model, dtype=loading.dtype, device=loading.device) if isinstance(model, str) else model
+    kept = kept_by(opened, speculation)
     named: Any = opened  # corpora and provenance read the name, the tokenizer and the folder of any kind of model
     parts = parts or Parts()
     settings = answers.provenance(
         named, prompts=prompts, limit=limit, hide=hide, samples=samples, speculation=speculation, loading=loading
     )
-    settings["preserves"] = speculation.preserves
+    settings["preserves"] = kept.kind
     parts.settle(settings)
     jobs = [
         (text, holes.holed(opened, text, hide, speculation.seed)) for text in answers.corpus_of(prompts, named, limit)
     ]
     groups = [jobs[start : start + loading.batch_size] for start in range(0, len(jobs), loading.batch_size)]
-    writer = _Writer(opened, speculation, samples, redraw=hide > 0)
+    writer = _Writer(opened, decoders.network(opened), speculation, samples, redraw=hide > 0)
     rows = parts.map(
         "filled", groups, lambda group: {"texts": pa.Table.from_pylist(list(writer.rows(group)), schema=ROWS)},
         advance=None if advance is None else lambda done, total: advance("filling", done, total), final=True,
     )["texts"]  # fmt: skip
-    return summarise(rows, speculation, provenance=settings)
+    return summarise(rows, speculation, kept, provenance=settings)
+
+
+def kept_by(model: AnySubsetLM | MaskedLM, how: Speculation) -> Preservation:
+    """What texts filled in this way keep of the model's law, and the sentence that says it."""
+    found = Preservation(how.preserves, how.law)
+    if isinstance(model, AnySubsetLM) or found.kind == "no":
+        return found
+    found = along_its_order(found)
+    return Preservation(found.kind, f"The law is exact if the model is consistent: {found.reason}.")
 
 
 @dataclass(frozen=True)
 class _Writer:
     """Fills and scores groups of records. redraw: records whose hidden tokens are known are drawn as well as scored."""
 
-    model: AnySubsetLM
+    model: AnySubsetLM | MaskedLM
+    network: Network
     how: Speculation
     samples: int
     redraw: bool
 
     def rows(self, jobs: Sequence[tuple[Text, Holed]]) -> Iterator[dict[str, Any]]:
         """One row for each text scored, then one for each text drawn."""
-        given = [(text, found, _gapped(text.text, found)) for text, found in jobs if found.known]
-        scores = self.model.joint_logp([gapped for *_, gapped in given]) if given else []
+        given = [(text, found, self._gapped(text.text, found)) for text, found in jobs if found.known]
+        scores = self.network.joint_logp([gapped for *_, gapped in given]) if given else []
         for (text, found, gapped), logp_K in zip(given, scores, strict=True):
             for place, logp in zip(gapped.order, logp_K.tolist(), strict=True):
                 gapped.record.add(place, gapped.ids[place], logp)
             yield self._row(text, found, gapped, sample=0, given=True, nll=-float(logp_K.sum()))
         asked = [(text, found) for text, found in jobs if self.redraw or not found.known]
         drawn = [
-            (text, found, sample, _gapped(text.text * self.samples + sample, found))
+            (text, found, sample, self._gapped(text.text * self.samples + sample, found))
             for text, found in asked
             for sample in range(self.samples)
         ]
         for start in range(0, len(drawn), len(jobs)):
             batch = drawn[start : start + len(jobs)]
-            fill(self.model, [gapped for *_, gapped in batch], self.how)
+            fill(self.network, [gapped for *_, gapped in batch], self.how)
             copies = [Gapped(gapped.document, gapped.ids, gapped.order) for *_, gapped in batch]  # no text's cost
-            for (text, found, sample, gapped), logp_K in zip(batch, self.model.joint_logp(copies), strict=True):
+            for (text, found, sample, gapped), logp_K in zip(batch, self.network.joint_logp(copies), strict=True):
                 yield self._row(text, found, gapped, sample=sample, given=False, nll=-float(logp_K.sum()))
+
+    def _gapped(self, document: int, found: Holed) -> Gapped:
+        """Any-subset models learnt to fill from the left, and bigrams need it; masked ones draft best where drafts are apart."""
+        ascending = isinstance(self.model, AnySubsetLM) or (self.how.method, self.how.draft) == ("assd", "ngram")
+        order = found.hidden if ascending else spread_order(document, found.hidden, self.how.seed)
+        return Gapped(document, list(found.ids), order)
 
     def _row(self, text: Text, found: Holed, gapped: Gapped, *, sample: int, given: bool, nll: float) -> dict[str, Any]:
         record, tokenizer = gapped.record, self.model.tokenizer
@@ -138,11 +162,9 @@ class _Writer:
         }  # fmt: skip
 
 
-def _gapped(document: int, found: Holed) -> Gapped:
-    return Gapped(document, list(found.ids), found.hidden)
-
-
-def summarise(table: pa.Table, how: Speculation, *, provenance: Mapping[str, Any] | None = None) -> Result:
+def summarise(
+    table: pa.Table, how: Speculation, kept: Preservation, *, provenance: Mapping[str, Any] | None = None
+) -> Result:
     """Figures, verdict and panels of a table of texts drawn and scored. how: the settings that they were drawn with."""
     rows = table.to_pylist()
     drawn, given = [row for row in rows if not row["given"]], [row for row in rows if row["given"]]
@@ -155,18 +177,20 @@ def summarise(table: pa.Table, how: Speculation, *, provenance: Mapping[str, Any
         verdict = [
             f"{len(drawn)} texts: {tokens:,} hidden tokens were filled by {calls:,} network calls, {calls / tokens:.2f} a token "
             f"(one by one it takes {tokens:,}).",
-            how.law,
+            kept.reason,
         ]
         notes.append(
             "calls are counted for each text by itself: a batch takes as many as its slowest text; a text of N tokens with K "
-            "asked for costs N + K rows (token-forwards) a call; the scoring of drawn texts is not counted"
+            "asked for costs an any-subset model N + K rows (token-forwards) a call, and a masked one N for a draft and N for "
+            "each position judged; the scoring of drawn texts is not counted"
         )
         if how.method == "assd" and how.draft == "self" and how.ahead:
             notes.append("a round takes two calls, or one where it is drafted by laws that an earlier call gave")
     if given:
         figure = figures["given_nll_nats_per_token"]
         verdict.append(
-            f"{len(given)} given texts cost {figure.value:.3f} nats per hidden token under the model's joint law, one call each."
+            f"{len(given)} given texts cost {figure.value:.3f} nats per hidden token under the model's joint law"
+            f"{', one call each' if all(row['calls'] == 1 for row in given) else ''}."
         )
     places = _places(drawn) if how.method == "assd" else []
     for place, kept, reached in places:

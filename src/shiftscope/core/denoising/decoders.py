@@ -13,24 +13,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import numpy as np
-
 from shiftscope.core import corpus, masked
 from shiftscope.core.checkpoints import DTypeName, kind_named
 from shiftscope.core.denoising import any_subset, holes, masked_model, speculation
 from shiftscope.core.denoising.any_subset import AnySubsetLM
 from shiftscope.core.denoising.canvases import canvas_of
 from shiftscope.core.denoising.decodings import Decoder
-from shiftscope.core.denoising.gapped import Gapped, MaskedNetwork, Network
+from shiftscope.core.denoising.gapped import Gapped, MaskedNetwork, Network, spread_order
 from shiftscope.core.denoising.length import Control, Length
 from shiftscope.core.denoising.masked_model import MaskedLM
 from shiftscope.core.denoising.oracle import MarkovOracle
-from shiftscope.core.denoising.preservation import Preservation
+from shiftscope.core.denoising.preservation import Preservation, along_its_order
 from shiftscope.core.denoising.reveals import Reveals
 from shiftscope.core.denoising.scope import Scope
 from shiftscope.core.denoising.speculation import Speculation
 from shiftscope.core.masked import Canvas, Filling
-from shiftscope.core.randomness import uniforms
 
 Model = MaskedLM | AnySubsetLM | MarkovOracle
 _WORDS: Mapping[str, tuple[str, type]] = {
@@ -39,7 +36,6 @@ _WORDS: Mapping[str, tuple[str, type]] = {
     **dict.fromkeys(("fixed", "rho-eos"), ("length", Length)),
     **dict.fromkeys(get_args(speculation.Method), ("method", Speculation)),
 }
-_ORDERS = 3  # stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -148,14 +144,7 @@ class Text:
 
 def declared(model: Model, named: Named) -> Preservation:
     """What the decoder declares to keep with this model: a masked model's joint law belongs to the order it is filled in."""
-    found = named.preserves
-    if found.kind == "exact" and not isinstance(model, AnySubsetLM):
-        return Preservation(
-            "exact_if_consistent",
-            "each text has exactly the law of filling its positions one by one in an order fixed in advance: that is a "
-            "sample of the model where its laws belong to one joint law",
-        )
-    return found
+    return named.preserves if isinstance(model, AnySubsetLM) else along_its_order(named.preserves)
 
 
 def check(model: Model, named: Named) -> None:
@@ -206,7 +195,7 @@ def write(model: Model, named: Named, texts: Sequence[Text]) -> list[tuple[list[
     """The texts as the decoder fills them, each with its record."""
     if isinstance(named.how, Speculation):
         jobs = [Gapped(text.document, list(text.ids), _order(model, named, text)) for text in texts]
-        speculation.fill(_network(model), jobs, named.how)
+        speculation.fill(network(model), jobs, named.how)
         return [(job.ids, job.record) for job in jobs]
     assert not isinstance(model, AnySubsetLM)
     masked_model: Any = model
@@ -228,7 +217,8 @@ def write(model: Model, named: Named, texts: Sequence[Text]) -> list[tuple[list[
     return [(canvas.ids, canvas.record) for canvas in canvases]
 
 
-def _network(model: Model) -> Network:
+def network(model: Model) -> Network:
+    """The model as speculation asks it: by its own masks, or a masked one by copies of the text."""
     if isinstance(model, AnySubsetLM):
         return model
     return MaskedNetwork(model.logits, model.mask_id, model.vocabulary_size)
@@ -239,5 +229,4 @@ def _order(model: Model, named: Named, text: Text) -> tuple[int, ...]:
     hidden = [place for place, token in enumerate(text.ids) if token == model.mask_id]
     if isinstance(model, AnySubsetLM) or named.order == "left_to_right" or not isinstance(named.how, Speculation):
         return tuple(hidden)
-    priority = uniforms(named.how.seed, [text.document] * len(hidden), hidden, _ORDERS)
-    return tuple(hidden[row] for row in np.argsort(-priority))
+    return spread_order(text.document, hidden, named.how.seed)

@@ -11,11 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shiftscope.core.denoising.reveals import Reveals
+from shiftscope.core.randomness import uniforms
+
+_COPIES = 64  # rows of a call that scores
+_ORDERS = 3  # stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,12 @@ class Gapped:
         self.known += 1
 
 
+def spread_order(document: int, hidden: Sequence[int], seed: int) -> tuple[int, ...]:
+    """The hidden positions in a random order that looks at nothing: positions next to each other seldom share a round."""
+    priority = uniforms(seed, [document] * len(hidden), hidden, _ORDERS)
+    return tuple(hidden[row] for row in np.argsort(-priority))
+
+
 class Network(Protocol):
     """What speculation asks of a model; each call is counted in the records of the texts that take part."""
 
@@ -71,6 +82,9 @@ class Network(Protocol):
         self, texts: Sequence[Gapped], drafts: Sequence[Sequence[int]], counts: Sequence[int], first: Sequence[int]
     ) -> Tensor:
         """Logits [B, K, V] of the next positions from each text's `first` to before its count, each given the drafts before."""
+
+    def joint_logp(self, texts: Sequence[Gapped]) -> list[Tensor]:
+        """log p, in nats, of each token at a text's `order`, given the rest and those before it in the order."""
 
 
 Logits = Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], Sequence[Tensor]]
@@ -108,6 +122,22 @@ class MaskedNetwork:
             wanted += [[place] for place in text.ahead(count)[count - size :]]
             text.record.spend(size * len(text.ids), size * len(text.ids) ** 2)
         return pad_sequence(list(torch.cat(list(self.logits(rows, wanted))).split(sizes)), batch_first=True).cpu()
+
+    def joint_logp(self, texts: Sequence[Gapped]) -> list[Tensor]:
+        """log p, in nats, of each token at the text's `order`, given the rest and those before it in the order.
+
+        A row for each token, in calls of at most 64. The sum is the log-density along this order; another order's is
+        another number where the model's laws do not belong to one joint law.
+        """
+        found = []
+        for text in texts:
+            blank = Gapped(text.document, text.ids, text.order, record=text.record)
+            tokens, logits = [text.ids[place] for place in text.order], list[Tensor]()
+            for start in range(0, len(tokens), _COPIES):
+                logits += self.judge([blank], [tokens], [min(start + _COPIES, len(tokens))], [start])
+            logp_KV = torch.cat(logits).double().log_softmax(-1)
+            found.append(logp_KV.gather(-1, torch.tensor(tokens)[:, None])[:, 0])
+        return found
 
     def _filled(self, text: Gapped, drafts: Sequence[int]) -> list[int]:
         """The text with these drafts in its next positions and the mask in the ones after them."""

@@ -19,12 +19,14 @@ import numpy as np
 from shiftscope.core import corpus
 from shiftscope.core.corpus import Text
 from shiftscope.core.denoising.any_subset import AnySubsetLM
+from shiftscope.core.denoising.masked_model import MaskedLM
 from shiftscope.core.randomness import uniforms
 
 HOLE = re.compile(r"\[\[(\d*)\]\]")
 _HIDE = 3  # stream of random numbers, apart from those of the draws
 OPEN, CLOSE = "⟦", "⟧"
 _GIVEN = re.compile(f"{OPEN}([^{CLOSE}]*){CLOSE}")
+Model = AnySubsetLM | MaskedLM
 _LONGEST = 1 << 20  # hidden positions of a text, where the model names no limit
 
 
@@ -41,7 +43,7 @@ class Holed:
     known: bool
 
 
-def holed(model: AnySubsetLM, text: Text, hide: float = 0.0, seed: int = 0) -> Holed:
+def holed(model: Model, text: Text, hide: float = 0.0, seed: int = 0) -> Holed:
     """The ids of a record and its hidden positions. hide: share of the tokens hidden at random, 0 for the text's own holes.
 
     Raises ValueError, naming the record, for a text without a hidden position, one that the model cannot read, and an answer
@@ -54,14 +56,14 @@ def holed(model: AnySubsetLM, text: Text, hide: float = 0.0, seed: int = 0) -> H
         raise _too_long(model, where, f"{len(found.ids)}", limit)
     if not found.hidden:
         raise ValueError(
-            f"{where} has no hidden position: write [[5]] where five tokens are missing, or {model.tokenizer.mask_token} for "
+            f"{where} has no hidden position: write [[5]] where five tokens are missing, or {_mask(model)} for "
             f"one, or put words to be scored in {OPEN} {CLOSE}; or give --hide 0.95 to hide that share of its tokens"
         )
     return found
 
 
-def _marked(model: AnySubsetLM, text: Text, where: str) -> Holed:
-    mask, prompt = model.tokenizer.mask_token, text.prompt
+def _marked(model: Model, text: Text, where: str) -> Holed:
+    mask, prompt = _mask(model), text.prompt
     if _GIVEN.search(prompt):
         return _given(model, text, where)
     answer = () if text.answer is None else corpus.answer_ids(model.tokenizer, text.answer)
@@ -90,9 +92,14 @@ def _marked(model: AnySubsetLM, text: Text, where: str) -> Holed:
     return Holed(tuple(ids), hidden, added, known=True)
 
 
-def _given(model: AnySubsetLM, text: Text, where: str) -> Holed:
+def _mask(model: Model) -> str:
+    """The token that stands for a hidden one, as text; some tokenizers do not name it."""
+    return str(model.tokenizer.convert_ids_to_tokens(model.mask_id))
+
+
+def _given(model: Model, text: Text, where: str) -> Holed:
     """A text whose words in ⟦ ⟧ are hidden and known."""
-    mask, words = model.tokenizer.mask_token, _GIVEN.findall(text.prompt)
+    mask, words = _mask(model), _GIVEN.findall(text.prompt)
     if text.answer is not None or HOLE.search(text.prompt) or mask in text.prompt:
         raise ValueError(
             f"{where} gives hidden words in {OPEN} {CLOSE} and has an answer or an open hole as well: score and fill in two "
@@ -108,14 +115,14 @@ def _given(model: AnySubsetLM, text: Text, where: str) -> Holed:
     return Holed(tuple(ids), hidden, added, known=True)
 
 
-def _too_long(model: AnySubsetLM, where: str, tokens: str, limit: int) -> ValueError:
+def _too_long(model: Model, where: str, tokens: str, limit: int) -> ValueError:
     return ValueError(
         f"{where}: a text of {tokens} tokens, hidden ones included, does not fit into {model.name}, which reads at most "
         f"{limit}: shorten it"
     )
 
 
-def _at_random(model: AnySubsetLM, text: Text, hide: float, seed: int, where: str) -> Holed:
+def _at_random(model: Model, text: Text, hide: float, seed: int, where: str) -> Holed:
     ids, added = _encoded(model, text.prompt + (text.answer or ""))
     own = np.array([place for place in range(len(ids)) if place not in added], dtype=np.int64)
     if model.mask_id in ids:
@@ -125,7 +132,7 @@ def _at_random(model: AnySubsetLM, text: Text, hide: float, seed: int, where: st
     return Holed(tuple(ids), tuple(np.sort(drawn).tolist()), added, known=True)
 
 
-def _encoded(model: AnySubsetLM, text: str) -> tuple[list[int], frozenset[int]]:
+def _encoded(model: Model, text: str) -> tuple[list[int], frozenset[int]]:
     """The ids of a text with the tokens that its tokenizer puts around it, and where those are."""
     encoded = model.tokenizer(text, return_special_tokens_mask=True, verbose=False)
     added = _around(encoded["special_tokens_mask"], encoded["input_ids"], model.mask_id)

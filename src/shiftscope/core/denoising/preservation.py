@@ -25,6 +25,17 @@ class Preservation:
     reason: str
 
 
+def along_its_order(found: Preservation) -> Preservation:
+    """The same of a masked model that is filled in an order fixed in advance: exact for that order, others may differ."""
+    if found.kind != "exact":
+        return found
+    return Preservation(
+        "exact_if_consistent",
+        "each text has exactly the law of filling its positions one by one in an order fixed in advance: that is a sample "
+        "of the model where its laws belong to one joint law",
+    )
+
+
 def preserves(filling: Filling, scope: Scope = Scope(), length: Length = Length()) -> Preservation:
     """What a decoder with these settings keeps of its model's law of a text, up to the text's end."""
     found = [*_drawing(filling), *_seeing(scope), *_lengths(length)]
