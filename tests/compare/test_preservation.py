@@ -82,8 +82,8 @@ def test_figures_of_neighbours_are_those_of_the_texts():
     pairs = np.bincount((rows[:, :-1] * 6 + rows[:, 1:]).ravel(), minlength=36) / (3 * 300)
     true = random_chain(6, concentration=1.0).bigrams(4).ravel()
     assert found["random.tv_neighbours"] == pytest.approx(np.abs(pairs - true).sum() / 2)
-    assert found["random.entropy_neighbours"] == pytest.approx(entr(pairs).sum())
-    assert found["model.entropy_neighbours"] == pytest.approx(entr(true).sum())
+    assert found["random.pair_entropy"] == pytest.approx(entr(pairs).sum())
+    assert found["model.pair_entropy"] == pytest.approx(entr(true).sum())
 
 
 def test_a_speculative_method_is_exact_on_an_any_order_model_and_only_along_its_order_on_a_masked_one():

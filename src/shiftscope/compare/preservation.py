@@ -16,7 +16,7 @@ arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -233,18 +233,14 @@ def summarise(
     ]
     figures["declarations_broken"] = Figure(len(broken), "count", len(lines))
     if exact is not None:
-        figures["model.entropy_neighbours"] = Figure(_entropy_nats(exact[0]), "nats", 1)
+        figures["model.pair_entropy"] = Figure(_entropy_nats(exact[0]), "nats", 1)
     unseen = max(line["seen_from_nats"] for line in lines)
     notes = [
         "a token is held against the model's law given what was written before it, on the whole canvas of its call: passing "
         "means sampling the model along the decoder's order, which is the model's one joint law where its laws belong to one",
         f"passing is no proof: with so many reveals an excess below {unseen:.2g} nats a token may go unseen; more texts see "
         f"smaller ones",
-        *(
-            f"{named.name}: {found.kind}, {found.reason}"
-            for named in asked
-            if (found := decoders.declared(model, named))
-        ),
+        *_reasons(model, asked),
     ]
     return Result(
         "compare preservation",
@@ -255,6 +251,14 @@ def summarise(
         notes,
         _panels(lines, columns, decoder_R),
     )
+
+
+def _reasons(model: Model, asked: Sequence[Named]) -> Iterator[str]:
+    """What is declared and why; decoders with one reason share a sentence."""
+    declared = {named.name: decoders.declared(model, named) for named in asked}
+    for found in dict.fromkeys(declared.values()):
+        names = ", ".join(name for name, other in declared.items() if other == found)
+        yield f"{names}: {found.kind}, {found.reason}"
 
 
 def _line(own: Mapping[str, Any], level: float, exact: tuple[Array, Array] | None) -> dict[str, Any]:
@@ -276,7 +280,7 @@ def _line(own: Mapping[str, Any], level: float, exact: tuple[Array, Array] | Non
         counts = _neighbours(own, len(true))
         line["tv_neighbours"] = _distance(counts, true)
         line["tv_of_true_texts"] = float(np.quantile(floor, 0.999))
-        line["entropy_neighbours"] = _entropy_nats(counts)
+        line["pair_entropy"] = _entropy_nats(counts)
     return line
 
 
@@ -296,7 +300,7 @@ def _figures(name: str, own: Mapping[str, Any], line: Mapping[str, Any]) -> dict
     figures[f"{name}.distance"] = Figure(line["distance"], "share", line["reveals"])
     if "tv_neighbours" in line:
         figures[f"{name}.tv_neighbours"] = Figure(line["tv_neighbours"], "share", line["texts"])
-        figures[f"{name}.entropy_neighbours"] = Figure(line["entropy_neighbours"], "nats", line["texts"])
+        figures[f"{name}.pair_entropy"] = Figure(line["pair_entropy"], "nats", line["texts"])
     return figures
 
 

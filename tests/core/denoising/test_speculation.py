@@ -123,7 +123,7 @@ def test_unjudged_drafts_have_another_law_and_the_test_sees_it(model, joint, k):
 def test_a_refused_draft_drawn_anew_from_the_judges_law_itself_would_be_seen(model, joint, monkeypatch):
     """The test has teeth: what the draft already had must be taken off."""
     monkeypatch.setattr(speculation, "residual", lambda logp_BV, logq_BV: logp_BV)
-    assert p_value(filled(model, 8000, Speculation(k=3, ahead=0)), joint) < 1e-6
+    assert p_value(filled(model, 12_000, Speculation(k=3, ahead=0)), joint) < 1e-6
 
 
 @pytest.mark.slow
