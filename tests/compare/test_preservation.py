@@ -148,7 +148,7 @@ def test_names_that_cannot_be_tested_are_refused(names, sentence):
     ("settings", "sentence"),
     [
         ({"prompts": [{"prompt": "x"}]}, "the oracle, which reads none"),
-        ({"chain": Chain(texts=5), "model": "markov-masked"}, "is of the oracle, and a checkpoint is tested"),
+        ({"chain": Chain(texts=5), "model": "markov-masked"}, "are of the oracle, and a checkpoint is tested"),
         ({"level": 0.0}, "level 0.0"),
     ],
 )

@@ -106,7 +106,8 @@ def preservation(
         )
     if model != "oracle" and chain != Chain():
         raise ValueError(
-            f"{asdict(chain)} is of the oracle, and a checkpoint is tested: leave it out, or leave out --model"
+            "states, places, texts and concentration are of the oracle, and a checkpoint is tested: leave them out, or leave "
+            "out --model"
         )
     found = _opened(model, chain, loading)
     for named in asked:
