@@ -193,8 +193,8 @@ def summarise(
             f"{', one call each' if all(row['calls'] == 1 for row in given) else ''}."
         )
     places = _places(drawn) if how.method == "assd" else []
-    for place, kept, reached in places:
-        figures[f"kept_at_{place}"] = statistics.share_figure(kept, reached)
+    for place, held, reached in places:
+        figures[f"kept_at_{place}"] = statistics.share_figure(held, reached)
     panels.append(_texts_panel(table))
     if drawn:
         panels.append(_calls_panel(drawn))
