@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gettext
+import importlib.util
 import itertools
 import random
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
@@ -22,6 +25,18 @@ SIZES = (1_000, 10_000, 100_000, 1_000_000)  # characters of training text
 def foreign(text: str) -> str:
     """The same text in an alphabet that no training text has: every letter a Cyrillic one."""
     return text.translate({c: 0x430 + (c | 32) - 97 for c in range(128) if chr(c).isalpha()})
+
+
+def catalogue(language: str) -> list[str]:
+    """Names of countries, regions, languages and currencies in a language: pycountry's translations, 20 lines a text."""
+    package = importlib.util.find_spec("pycountry").submodule_search_locations[0]
+    found = []
+    for path in sorted((Path(package) / "locales" / language / "LC_MESSAGES").glob("*.mo")):
+        with path.open("rb") as stream:
+            said = gettext.GNUTranslations(stream)._catalog.items()
+        lines = [text for own, text in said if own and isinstance(text, str) and text != own]
+        found += ["\n".join(lines[start : start + 20]) for start in range(0, len(lines), 20)]
+    return found
 
 
 def rows(result, grouping: str = "all") -> dict[tuple[str, str], dict]:
@@ -98,6 +113,31 @@ def test_more_training_helps_its_own_domain_and_not_a_foreign_alphabet(result):
     assert fall["foreign"] > 0.9
     assert by_domain["100000", "foreign"]["tokens_per_char"] > 4 * by_domain["100000", "docs"]["tokens_per_char"]
     assert any("as many tokens per character for foreign as for" in sentence for sentence in result.verdict)
+
+
+def test_training_on_english_brings_little_to_turkish_and_nothing_to_russian_or_chinese(trained):
+    """More English, other languages: tokens per character, and what the order of tokens tells, from 1 000 to 10^6 characters."""
+    texts = {language: catalogue(language) for language in ("tr", "ru", "zh_CN")} | {
+        "en": docs.documentation("held out")
+    }
+    sizes = {language: sum(map(len, some)) for language, some in texts.items()}
+    assert min(sizes.values()) > 20_000
+    spent, found = {}, {}
+    for language, some in texts.items():
+        streams = [segmentation.cut(tokens, some).stream for tokens in segmentation.opened(trained)]
+        spent[language] = [len(stream.ids_N) / sizes[language] for stream in streams]
+        found[language] = [[order.bits for order in coding.orders(stream)[1:]] for stream in (streams[0], streams[-1])]
+    fall = {language: rates[-1] / rates[0] for language, rates in spent.items()}
+    assert fall["en"] < 0.55  # the baseline, its own language: 0.62 -> 0.32 tokens per character
+    assert 0.75 < fall["tr"] < 0.9  # 0.91 -> 0.75, nearly all of it by 100 000 characters
+    assert abs(spent["tr"][3] - spent["tr"][2]) < 0.01
+    for language in ("ru", "zh_CN"):
+        assert fall[language] > 0.99  # 1.87 and 2.58, bytes of UTF-8 all along
+        assert spent[language][-1] > 5 * spent["en"][-1]
+        for first, last in zip(*found[language], strict=True):
+            assert abs(first - last) < 0.03  # H_2 to H_5 do not move
+            assert last > 1  # and stay away from 0
+    assert found["en"][1][3] < 0.5 * found["en"][0][3]  # where English has H_5 fall
 
 
 def test_tokens_help_every_code_over_raw_bytes_only_where_the_vocabulary_fits_the_text(result):
@@ -203,11 +243,60 @@ def test_every_domain_and_language_has_figures_of_its_own(result):
         "tokens_per_char.100000.domain.docs",
         "tokens_per_char.1000.domain.code",
         "bytes_per_token.1000.language.xx",
+        "differing_characters.100000.1000.domain.code",
+        "tokens_per_char_ratio.1000.domain",
     }
     assert names <= set(result.figures)
     for name in names:
         figure = result.figures[name]
         assert figure.low <= figure.value <= figure.high
+
+
+def test_entropies_and_codes_are_shown_for_every_domain_and_language_beside_raw_bytes(result):
+    tables = {panel.title: panel.table.to_pylist() for panel in result.panels if panel.kind == "table"}
+    groups = {("domain", "docs"), ("domain", "code"), ("domain", "foreign"), ("language", "en"), ("language", "xx")}
+    for title, each in (("Entropies by domain and language", 5), ("Universal codes", 1)):
+        some = [row for row in tables[title] if row["grouping"] != "all"]
+        assert {(row["grouping"], row["group"]) for row in some} == groups
+        assert len(some) == each * 3 * len(groups)
+    for row in tables["Entropies by domain and language"]:
+        assert row["gap"] == pytest.approx(row["shuffled"] - row["H_k"])
+        assert row["reliable"] == (10 * row["distinct k-grams"] <= row["windows"])
+
+
+def test_how_unevenly_groups_are_charged_is_the_ratio_of_the_extremes_and_their_gini_index(result):
+    for name in ("1000", "100000"):
+        spent = sorted(row["tokens_per_char"] for (own, _), row in rows(result, "domain").items() if own == name)
+        assert result[f"tokens_per_char_ratio.{name}.domain"] == pytest.approx(spent[-1] / spent[0])
+        # of three values: the mean absolute difference of all nine pairs over twice the mean
+        gini = 4 * (spent[2] - spent[0]) / 9 / (2 * sum(spent) / 3)
+        assert result[f"tokens_per_char_gini.{name}.domain"] == pytest.approx(gini)
+    assert result["tokens_per_char_gini.1000.domain"] < result["tokens_per_char_gini.100000.domain"]
+    assert not any(name.endswith(".raw_bytes.domain") for name in result.figures)
+
+
+def test_characters_cut_differently_in_all_texts_are_the_sum_over_domains(result, corpus):
+    characters = {}
+    for record in corpus:
+        characters[record["domain"]] = characters.get(record["domain"], 0) + len(record["text"])
+    named = "differing_characters.100000.1000"
+    total = sum(result[f"{named}.domain.{domain}"] * count for domain, count in characters.items())
+    assert total == pytest.approx(result[named] * sum(characters.values()))
+
+
+def test_files_are_called_by_their_names_and_folders_too_unless_two_share_one(corpus, tmp_path):
+    made = docs.train_tokenizer([record["text"] for record in corpus[:10]], 400)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        made.backend_tokenizer.save(str(tmp_path / folder / "tokenizer.json"))
+        made.backend_tokenizer.save(str(tmp_path / folder / "same.json"))
+    few, settings = corpus[:4], {"added": 0, "measuring": Measuring(order=1)}
+    paths = [str(tmp_path / folder / "tokenizer.json") for folder in "ab"]
+    found = tokenizers(paths, texts=few, **settings)
+    assert {"a/tokenizer.json", "b/tokenizer.json"} < set(found.table["tokenizer"].to_pylist())
+    assert [one["name"] for one in found.provenance["tokenizers"]] == paths
+    same = [str(tmp_path / folder / "same.json") for folder in "ab"]
+    assert set(same) < set(tokenizers(same, texts=few, **settings).table["tokenizer"].to_pylist())
 
 
 def test_bad_input_is_one_sentence(tmp_path):

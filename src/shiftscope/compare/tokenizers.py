@@ -191,6 +191,7 @@ def measured_rows(corpus: Corpus, name: tuple[str, str], measuring: Measuring) -
         | rates.entropies(own, measuring, equal_n) | rates.codes(own, sizes, 256, measuring, "bytes")
         | rates.predictions(own, sizes, 256, measuring)
     ]  # fmt: skip
+    rows[0] |= rates.per_character(rows[0], measuring.order)
     for tokens, cut, stream in zip(corpus.tokens, corpus.cuts, streams, strict=True):
         if not len(stream.ids_N):
             notes.append(f"{tokens.name} turns the texts of {grouping} {group} into no token: they are left out")
@@ -207,6 +208,7 @@ def measured_rows(corpus: Corpus, name: tuple[str, str], measuring: Measuring) -
         if not lossy or measuring.lossy:
             row |= rates.codes(stream, sizes, tokens.size, measuring)
             row |= rates.predictions(stream, sizes, tokens.size, measuring)
+            row |= rates.per_character(row, measuring.order)
         rows.append(row)
     return rows, notes
 
@@ -238,6 +240,11 @@ def _pair(corpus: Corpus, other: int) -> Pair:
         f"differing_characters.{label}": rates.ratio_figure(differing_D, corpus.sizes.characters_D, "share"),
         f"texts_cut_alike.{label}": Figure(same / len(texts), "share", len(texts)),
     }
+    for name, chosen_D in corpus.groups().items():
+        if name != ALL:
+            figures[f"differing_characters.{label}{_suffix(*name)}"] = rates.ratio_figure(
+                differing_D[chosen_D], corpus.sizes.characters_D[chosen_D], "share"
+            )
     notes: list[str] = []
     try:
         figures |= _overlap(first, second, ours, theirs)
@@ -248,6 +255,11 @@ def _pair(corpus: Corpus, other: int) -> Pair:
         for text, one, count in disagreement.most_common(found, texts, SHOWN_DIFFERENCES)
     ]
     return Pair(first.name, second.name, figures, notes, rows)
+
+
+def _suffix(grouping: str, group: str) -> str:
+    """What stands behind a figure's name for one group of texts; nothing for all of them."""
+    return "" if grouping == ALL[0] else "." + grouping + "." + re.sub(r"\W+", "_", group)
 
 
 def _overlap(first: Tokens, second: Tokens, ours: Cut, theirs: Cut) -> dict[str, Figure]:
@@ -302,11 +314,12 @@ def _figures(table: pa.Table, corpus: Corpus, measuring: Measuring) -> tuple[dic
     for row in table.to_pylist():
         if row["tokenizer"] == BYTES:
             continue
-        group = "" if row["grouping"] == ALL[0] else "." + row["grouping"] + "." + re.sub(r"\W+", "_", row["group"])
+        group = _suffix(row["grouping"], row["group"])
         for quantity, unit in (("bytes_per_token", "bytes/token"), ("tokens_per_char", "tokens/char")):
             low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
             name = f"{quantity}.{labels[row['tokenizer']]}{group}"
             figures[name] = Figure(row[quantity], unit, row["documents"], low, high)
+    figures |= _parity(table, labels)
     for name in (*(tokens.name for tokens in corpus.tokens), BYTES):
         row, label = whole[name], labels[name]
         if name != BYTES:
@@ -327,6 +340,37 @@ def _figures(table: pa.Table, corpus: Corpus, measuring: Measuring) -> tuple[dic
         if orders
     ]
     return figures, notes
+
+
+def _parity(table: pa.Table, labels: Mapping[str, str]) -> dict[str, Figure]:
+    """How unevenly domains, and languages, are charged: the largest tokens per character over the smallest, and the Gini index.
+
+    The interval of the first is that of the two groups' own intervals together, hence wide. Only on texts that say the same
+    in every language is it a matter of fairness alone.
+    """
+    figures = {}
+    for grouping in ("domain", "language"):
+        for name, label in labels.items():
+            some = _groups(table.to_pylist(), grouping, name)
+            if name == BYTES or len(some) < 2:
+                continue
+            least, most = some[0], some[-1]
+            value, low, high = (
+                most[f"tokens_per_char{above}"] / least[f"tokens_per_char{below}"]
+                for above, below in (("", ""), ("_low", "_high"), ("_high", "_low"))
+            )
+            rates_G = np.array([row["tokens_per_char"] for row in some])
+            gini = float(np.abs(rates_G[:, None] - rates_G).mean() / (2 * rates_G.mean()))
+            documents = sum(row["documents"] for row in some)
+            figures[f"tokens_per_char_ratio.{label}.{grouping}"] = Figure(value, "ratio", documents, low, high)
+            figures[f"tokens_per_char_gini.{label}.{grouping}"] = Figure(gini, "share", len(some))
+    return figures
+
+
+def _groups(rows: Sequence[Row], grouping: str, name: str) -> list[Row]:
+    """Rows of one tokenizer by domain or by language, the cheapest group first."""
+    some = [row for row in rows if row["grouping"] == grouping and row["tokenizer"] == name]
+    return sorted(some, key=lambda row: row["tokens_per_char"])
 
 
 def _entropy_figures(row: Row, label: str, highest: int) -> dict[str, Figure]:
@@ -396,18 +440,30 @@ def _order_panels(table: pa.Table) -> list[Panel]:
         for k in range(1, highest + 1)
         if row[f"ngram{k}_bits_per_char"] is not None
     ]
-    codes = [name for name in table.column_names if name.endswith("_bits_per_char") and not name.startswith("ngram")]
+    codes = [f"{name}_bits_per_char" for name in ("fixed", "memoryless", *CODERS, "deflate_two_bytes")]
+    by_group = [
+        {"grouping": row["grouping"], "group": row["group"]} | _order(row, k)
+        for row in table.to_pylist()
+        if row["grouping"] != ALL[0]
+        for k in range(1, highest + 1)
+    ]
     panels = [
-        Panel("Entropies with their controls", "H_k in bits per token, that of the shuffled stream (truly H_1), their gap, and "
-              "H_k of an equal number of tokens for all tokenizers. Unreliable: under ten windows for each k-gram.",
+        Panel("Entropies with their controls", "H_k in bits per token, that of the shuffled stream (truly H_1), their gap, "
+              "H_k of an equal number of tokens for all tokenizers, H_k per character and the block entropy B_k. Unreliable: "
+              "under ten windows for each k-gram.",
               "table", pa.Table.from_pylist(by_order)),
         Panel("How far order tells the next token", "Where the shuffled line falls below H_1, the fall is bias, not "
               "structure; only the gap between the two lines counts.", "line", pa.Table.from_pylist(lines), x="order",
               y="bits", series="stream", x_title="order k", y_title="H_k (bits per token)"),
         Panel("Universal codes", "Bits per character; deflate looks back 32 KiB only, xz over everything, so a gain under "
               "deflate alone is window, not structure.", "table",
-              pa.Table.from_pylist([{name: row[name] for name in ("tokenizer", *codes)} for row in whole])),
+              table.select(["tokenizer", "grouping", "group", *codes])),
     ]  # fmt: skip
+    if by_group:
+        panels.append(
+            Panel("Entropies by domain and language", "As above for every group; the equal number of tokens is that of the "
+                  "tokenizer with the fewest tokens in the group.", "table", pa.Table.from_pylist(by_group))
+        )  # fmt: skip
     if held_out:
         panels.append(
             Panel("What held-out text costs", "Bits per character of half of the texts under smoothed k-grams learnt on the "
@@ -419,6 +475,7 @@ def _order_panels(table: pa.Table) -> list[Panel]:
 
 def _order(row: Row, k: int) -> Row:
     names = {"H_k": "bits", "shuffled": "shuffled_bits", "gap": "gap_bits", "at equal length": "equal_bits"}
+    names |= {"per character": "bits_per_char", "B_k": "block_bits"}
     counts = {"windows": "windows", "distinct k-grams": "distinct", "reliable": "reliable"}
     return {"tokenizer": row["tokenizer"], "k": k} | {
         shown: row[f"h{k}_{column}"] for shown, column in (names | counts).items()
@@ -476,9 +533,9 @@ def _verdict(table: pa.Table, corpus: Corpus, pairs: Sequence[Pair], curves: Cur
     sentences = [f"{best['tokenizer']} packs {best['bytes_per_token']:.2f} bytes into a token{others}."]
     for grouping in ("domain", "language"):
         for tokens in corpus.tokens:
-            some = [r for r in rows if r["grouping"] == grouping and r["tokenizer"] == tokens.name]
+            some = _groups(rows, grouping, tokens.name)
             if len(some) > 1:
-                low, high = (pick(some, key=lambda row: row["tokens_per_char"]) for pick in (min, max))
+                low, high = some[0], some[-1]
                 sentences.append(
                     f"By {grouping}, {tokens.name} needs {high['tokens_per_char'] / low['tokens_per_char']:.2f} times as many "
                     f"tokens per character for {high['group']} as for {low['group']}."

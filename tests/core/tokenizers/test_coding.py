@@ -61,6 +61,7 @@ def test_in_one_long_document_an_order_is_the_difference_of_block_entropies():
     ]
     for order, below, above in zip(found, block, block[1:], strict=False):
         assert order.bits == pytest.approx(above - below, abs=2e-3)  # the windows differ by one symbol of 5000
+        assert order.block_bits == pytest.approx(above, abs=1e-9)
 
 
 def test_a_document_border_is_never_crossed():

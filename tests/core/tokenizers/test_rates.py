@@ -75,6 +75,18 @@ def test_entropies_stand_beside_their_controls():
     assert rates.entropies(stream, Measuring(order=1), equal_n=9999)["h1_equal_bits"] is None
 
 
+def test_entropies_per_character_cost_what_the_memoryless_code_does_at_order_one():
+    stream, sizes = uniform(16), Sizes(np.full(8, 1500), np.full(8, 2000))
+    row = rates.compression(stream, sizes, 16) | rates.entropies(stream, Measuring(order=2), equal_n=1000)
+    found = rates.per_character(row, 2)
+    assert found["h1_bits_per_char"] == pytest.approx(
+        rates.codes(stream, sizes, 16, Measuring())["memoryless_bits_per_char"]
+    )
+    assert found["h2_bits_per_char"] == pytest.approx(row["h2_bits"] / 3)  # a token is three characters
+    assert row["h2_block_bits"] == pytest.approx(row["h1_bits"] + row["h2_bits"], abs=0.01)
+    assert rates.per_character({"h1_bits": None, "tokens_per_char": 1.0}, 1) == {"h1_bits_per_char": None}
+
+
 def test_one_document_has_no_held_out_price():
     row = rates.predictions(rates.byte_stream(["abc"]), Sizes.of(["abc"]), 256, Measuring(order=2))
     assert row["ngram2_bits_per_char"] is None

@@ -57,7 +57,8 @@ def test_over_draws_of_the_texts_the_gain_is_above_two_points_of_deflate_and_abo
     found = [(gains(seed, 1), gains(seed, 32)) for seed in range(3)]
     more = {coder: [aware[coder] - plain[coder] for plain, aware in found] for coder in rates.CODERS}
     assert min(more["deflate"]) > 2  # measured 2.4 to 4.4
-    assert np.mean(more["lz78"]) > 0.8  # measured 1.05 (1.03 over four draws, 0.3 to 1.6)
+    # measured 1.05 (0.3 to 1.6 by draw): a point in the mean and not in every draw; texts are those of this Python's modules
+    assert np.mean(more["lz78"]) > 0.8
     assert np.mean(more["xz"]) > 2
 
 

@@ -77,13 +77,14 @@ class Stream:
 class Order:
     """H_k = H(t_k | t_1..t_(k-1)) in bits per symbol; NaN where no document has k symbols. k = 1: unigram entropy.
 
-    windows: k-grams that lie within a document; distinct: different ones among them.
+    windows: k-grams that lie within a document; distinct: different ones among them; block_bits: their entropy B_k.
     """
 
     k: int
     bits: float
     windows: int
     distinct: int
+    block_bits: float
 
     @property
     def reliable(self) -> bool:
@@ -105,12 +106,13 @@ def orders(stream: Stream, highest: int = 5) -> list[Order]:
         fits = room_N[window] >= k
         window, context = window[fits], context[fits]
         if not len(window):
-            found.append(Order(k, math.nan, 0, 0))
+            found.append(Order(k, math.nan, 0, 0, math.nan))
             continue
         codes = context * distinct_symbols + symbol_N[window + k - 1]
         _, grams, counts = np.unique(codes, return_inverse=True, return_counts=True)
-        bits = entropy_bits(counts) - entropy_bits(np.bincount(context))
-        found.append(Order(k, max(0.0, bits), len(window), len(counts)))
+        block = entropy_bits(counts)
+        bits = block - entropy_bits(np.bincount(context))
+        found.append(Order(k, max(0.0, bits), len(window), len(counts), block))
         context = grams
     return found
 

@@ -116,7 +116,8 @@ def ratio_figure(above_D: Ints, below_D: Ints, unit: str) -> Figure:
 def entropies(stream: Stream, measuring: Measuring, equal_n: int) -> Row:
     """H_k of every order in bits per token: h{k}_bits, its _shuffled control, _equal length value, _gap and _reliable.
 
-    The gap is the control less H_k: what order tells, of which most of the bias cancels. None where nothing fits.
+    h{k}_block_bits: B_k, the entropy of the k-grams. The gap is the control less H_k: what order tells, of which most of
+    the bias cancels. None where nothing fits.
     """
     own = coding.orders(stream, measuring.order)
     control = coding.orders(stream.shuffled(measuring.seed), measuring.order)
@@ -126,12 +127,22 @@ def entropies(stream: Stream, measuring: Measuring, equal_n: int) -> Row:
     for order, shuffled, short in zip(own, control, equal, strict=True):
         name = f"h{order.k}"
         row[f"{name}_bits"] = _known(order.bits)
+        row[f"{name}_block_bits"] = _known(order.block_bits)
         row[f"{name}_shuffled_bits"] = _known(shuffled.bits)
         row[f"{name}_gap_bits"] = _known(shuffled.bits - order.bits)
         row[f"{name}_equal_bits"] = _known(short.bits) if short else None
         row[f"{name}_distinct"], row[f"{name}_windows"] = order.distinct, order.windows
         row[f"{name}_reliable"] = order.reliable
     return row
+
+
+def per_character(row: Row, order: int) -> Row:
+    """h{k}_bits_per_char, H_k times tokens per character: the unit that tokenizers with other numbers of tokens share.
+
+    row: from `compression` and `entropies`. Where an order is unreliable this is too.
+    """
+    bits = {k: row[f"h{k}_bits"] for k in range(1, order + 1)}
+    return {f"h{k}_bits_per_char": None if b is None else b * row["tokens_per_char"] for k, b in bits.items()}
 
 
 def _known(value: float) -> float | None:

@@ -34,7 +34,8 @@ BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 class Tokens:
     """A tokenizer to be measured, a private copy without truncation, padding or tokens around a text.
 
-    name: as given; label: for figures, letters and digits. size: ids it has, special and added ones included.
+    name: as given, of a path its last part; label: for figures, letters and digits. size: ids it has, special and added
+    ones included.
     """
 
     name: str
@@ -58,6 +59,7 @@ def opened(names: Sequence[str] | Mapping[str, Any]) -> list[Tokens]:
     Raises ValueError, in one sentence, for a name that is no tokenizer or a tokenizer of unknown kind.
     """
     given = names if isinstance(names, Mapping) else {name: name for name in names}
+    shown = {} if isinstance(names, Mapping) else _short(list(given))
     found: list[Tokens] = []
     for name, tokenizer in given.items():
         label = (
@@ -72,8 +74,18 @@ def opened(names: Sequence[str] | Mapping[str, Any]) -> list[Tokens]:
         provenance = {
             "name": name, "kind": type(backend.model).__name__, "sha256": hashlib.sha256(text.encode()).hexdigest()
         }  # fmt: skip
-        found.append(Tokens(name, free, _bare(text, backend.encode_special_tokens), provenance))
+        found.append(Tokens(shown.get(name, name), free, _bare(text, backend.encode_special_tokens), provenance))
     return found
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """The last part of every name that is a path; the last two of a tokenizer.json; whole names where these are not unique."""
+    last = {}
+    for name in names:
+        path = Path(name)
+        parts = path.parts[-2:] if path.name == "tokenizer.json" else path.parts[-1:]
+        last[name] = "/".join(parts) if path.exists() and parts else name
+    return last if len(set(last.values())) == len(last) else {}
 
 
 def _backend(name: str, given: Any) -> Tokenizer:
