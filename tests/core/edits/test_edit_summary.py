@@ -113,6 +113,9 @@ def test_masses_are_means_over_slots_and_other_ids_a_ratio_of_means():
     assert found["other_ids_share"] == pytest.approx(0.5)  # not the mean of 1/4 and 1
     assert found["word_mass.byte_exact"] == pytest.approx(0.3)
     assert "phantom_mass.byte_exact" not in found.figures
+    assert "50 % of that mass lies on other ids" in found.verdict[0]
+    rare = edit_summary.mass_result(pa.Table.from_pylist([slot(0, 0.0, 1e-6)], schema=MASSES))
+    assert "hardly ever writes the word itself (probability 1e-06 in a slot)" in rare.verdict[0]
 
 
 def test_the_surface_is_a_mean_and_a_median_and_its_kinds_leave_out_words_with_too_many_ways():

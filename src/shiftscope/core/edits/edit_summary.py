@@ -19,6 +19,8 @@ from shiftscope.core.edits.edit_slots import OUTCOMES, PHANTOM, REPLACED, UNCHAN
 from shiftscope.core.edits.edit_trials import BYTES, CANONICAL, IDS, NONE, RECORDED, TIGHT, TRIALS, is_fitted
 from shiftscope.core.result import Figure, Panel, Result
 
+RARELY = 1e-3  # a word's mass in a slot under which its split among ids is not worth a sentence
+
 
 def _suffix(decoder: str) -> str:
     return "" if decoder in (NONE, RECORDED) else f".{decoder}"
@@ -123,13 +125,23 @@ def mass_result(masses: pa.Table) -> Result:
             if sum(word) > 0:
                 figures[f"other_ids_share{end}"] = _ratio(phantom_mass, word, groups)
     figures["mass_left_out_max"] = Figure(max(masses["left_out"].to_pylist()), "probability", len(masses))
-    sentences = []
-    if "other_ids_share" in figures:
-        sentences.append(
-            f"Where the model writes the word itself (probability {float(figures['word_mass'].value):.2g} in a slot), "
-            f"{_percent(figures['other_ids_share'])} of that mass lies on other ids than the word's own."
-        )
-    return Result("compare edits masses", masses, figures, verdict=sentences, panels=[_mass_panel(masses)])
+    return Result("compare edits masses", masses, figures, verdict=_mass_verdict(figures), panels=[_mass_panel(masses)])
+
+
+def _mass_verdict(figures: Mapping[str, Figure]) -> list[str]:
+    """How the word's mass is shared among its ids, unless there is hardly any: then that."""
+    if "other_ids_share" not in figures:
+        return []
+    word = float(figures["word_mass"].value)
+    if word < RARELY:
+        return [
+            f"The model hardly ever writes the word itself (probability {word:.2g} in a slot): there is next to nothing that "
+            f"could be a phantom, and the split of that mass says little."
+        ]
+    return [
+        f"Where the model writes the word itself (probability {word:.2g} in a slot), "
+        f"{_percent(figures['other_ids_share'])} of that mass lies on other ids than the word's own."
+    ]
 
 
 def _ratio(part: Sequence[float], whole: Sequence[float], groups: Sequence[int]) -> Figure:
