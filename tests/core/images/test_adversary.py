@@ -129,7 +129,7 @@ def mosaics(digits, count, seed):
 
 
 def replicate(seed):
-    """Two-sided and one-sided AUROC of every shift, by every way to normalise and by the reconstruction error."""
+    """One-sided and two-sided AUROC of every shift, by every way to normalise and by the reconstruction error."""
     pixels, label = load_digits(return_X_y=True)
     pixels, order = pixels.reshape(-1, 8, 8) / 16, np.random.default_rng(0).permutation(len(label))
     low = pixels[order[label[order] < 5]]
@@ -149,8 +149,19 @@ def replicate(seed):
     later = [batch(adversary.step_generator(seed, 900 + step)) for step in range(32)]
     patch_detector.measure_population(detector.discriminator, later)
 
+    def patched(images):
+        return torch.from_numpy(np.concatenate([view.patches(image, key) for key, image in enumerate(images)]))
+
+    def mixed(ordinary, shifted):
+        """AUROC where an image of each kind shares one batch, and so its statistics, with one of the other."""
+        pairs = torch.stack([patched(images).unflatten(0, (-1, 32)) for images in (ordinary, shifted)], 1)
+        with torch.no_grad():
+            fake = 1 - detector.discriminator(pairs.flatten(0, 2), 64).sigmoid()
+        mean_G2 = fake.view(-1, 2, 32).mean(2).double().numpy()
+        return detection.separation(mean_G2[:, 0], mean_G2[:, 1], samples=1).auroc
+
     def judged(images):
-        cut = torch.from_numpy(np.concatenate([view.patches(image, key) for key, image in enumerate(images)]))
+        cut = patched(images)
         found = patch_detector.judge(detector, cut, 32)
         with torch.no_grad():
             running = 1 - detector.discriminator(cut, "running").sigmoid()
@@ -172,10 +183,11 @@ def replicate(seed):
             for c, a, b in zip(calibration, ordinary, found, strict=True)
         ]
         two[name] = [detection.separation(*pair, samples=1).auroc for pair in far]
+        one[name].append(mixed(inside, images))
     return one, two
 
 
-COLUMNS = ("same image", "reconstruction", "running", "GroupNorm", "population")
+COLUMNS = ("same image", "reconstruction", "running", "GroupNorm", "population", "mixed batches")
 
 
 def table(one, two):

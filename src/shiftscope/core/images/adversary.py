@@ -79,9 +79,6 @@ class Match:
 
     def __init__(self, detector: Detector, weights: Adversary = Adversary()) -> None:
         self.detector, self.weights = detector.train(), weights
-        for parameter in detector.parameters():
-            if parameter.ndim == 4:  # a fifth faster on a CPU; the numbers are the same
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.vae_adam = torch.optim.Adam(detector.vae.parameters(), weights.lr_vae)
         self.discriminator_adam = torch.optim.Adam(detector.discriminator.parameters(), weights.lr_discriminator)
 

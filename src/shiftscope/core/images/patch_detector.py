@@ -161,12 +161,17 @@ class VAE(nn.Module):
 
 
 class Detector(nn.Module):
-    """Both networks, as they are trained and saved."""
+    """Both networks, as they are trained and saved.
+
+    Kernels lie channels last: a fifth faster on a CPU. A detector that is read from a file has them the same way, since
+    another layout rounds otherwise and a saved detector is to judge as it did when it was new, bit for bit.
+    """
 
     def __init__(self, made: Architecture, norm: Callable[[int], nn.Module] = GroupedBatchNorm) -> None:
         super().__init__()
         self.made = made
         self.vae, self.discriminator = VAE(made), Discriminator(made, norm)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def initialised(made: Architecture, seed: int, norm: Callable[[int], nn.Module] = GroupedBatchNorm) -> Detector:
