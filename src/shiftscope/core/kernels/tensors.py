@@ -42,7 +42,8 @@ def read(source: Source, wanted: Wanted, name: str = "the weights in memory") ->
 
     source: a .safetensors or torch file, a folder of such files, a zoo name, a hub id (with @revision), a state dict, or
     a module (never altered). wanted: (name, shape) -> whether to read it. name: for weights that are given in memory.
-    Raises ValueError, in one sentence, for what is no checkpoint, holds no tensors, or cannot be read.
+    Raises ValueError, in one sentence, for what is no checkpoint, holds no tensors, cannot be read, or holds a tensor
+    in two files (a folder with the same weights twice, in two precisions say).
     """
     if isinstance(source, nn.Module):
         source = {**dict(source.named_parameters()), **dict(source.named_buffers())}
@@ -53,6 +54,11 @@ def read(source: Source, wanted: Wanted, name: str = "the weights in memory") ->
     seen = 0
     for file in files:
         tensors, count = (_safetensors if file.suffix == ".safetensors" else _torch)(file, wanted)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise ValueError(
+                f"{source} holds {twice[0]} twice, again in {file.name}: give the one file that is meant, of "
+                f"{', '.join(each.name for each in files)}"
+            )
         found |= tensors
         seen += count
     if not seen:
@@ -126,9 +132,16 @@ def _safetensors(file: Path, wanted: Wanted) -> tuple[dict[str, Tensor], int]:
 def _torch(file: Path, wanted: Wanted) -> tuple[dict[str, Tensor], int]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{file} cannot be read as a torch state dict without running its code: {reason}") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is broken, or holds other objects than tensors (a whole model?), which only its own code could read: "
+            f"save `model.state_dict()` instead, best as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).strip().split(". ")[0].splitlines()
+        raise ValueError(
+            f"{file} cannot be read as a torch state dict: {reason[0] if reason else type(error).__name__}"
+        ) from error
     for key in NESTED:
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
