@@ -49,6 +49,21 @@ def test_two_initialisations_do_not_drift_and_all_their_layers_are_random():
     assert any("cannot give a p below 0.25" in note for note in found.notes)
 
 
+def test_every_way_to_swap_layers_was_tried_so_its_p_has_no_interval():
+    p = weights(net(0), net(1), drifting=FAST).figures["drift_layers_p"]
+    assert p.n == 2**4
+    assert p.low == p.value == p.high
+
+
+def test_the_entropy_of_scaled_kernels_can_be_asked_for_and_leaves_drift_as_it_is():
+    first, second = net(0), net(1)
+    with torch.no_grad():
+        second[2].weight.mul_(torch.linspace(0.1, 3, 8).view(-1, 1, 1, 1))
+    raw, scaled = (weights(first, second, drifting=Drifting(permutations=40, entropy=e)) for e in ("raw", "scaled"))
+    assert raw["drift_nats"] == scaled["drift_nats"]
+    assert raw["entropy_ratio_tuned"] != scaled["entropy_ratio_tuned"]
+
+
 def test_files_folders_and_modules_give_the_same_result(tmp_path):
     first, second = net(0), net(1)
     save_file(first.state_dict(), tmp_path / "a.safetensors")
@@ -107,7 +122,12 @@ def test_panels_can_be_drawn(tmp_path):
     from shiftscope import report
 
     found = weights(net(0), net(1), drifting=FAST)
-    assert sum(panel.title.startswith("Component") for panel in found.panels) == 9
+    ridges = next(panel for panel in found.panels if panel.title == "Ridges of 3x3 kernels").table.to_pydict()
+    assert len(set(ridges["component"])) == 9
+    assert 1 <= min(ridges["ridge"]) < max(ridges["ridge"]) <= 9.9
+    components = next(panel for panel in found.panels if panel.title == "Components of 3x3 kernels").table
+    explained, kl = (components[name].to_numpy() for name in ("explained_share", "kl_nats"))
+    assert explained @ kl == pytest.approx(found["drift_nats"], rel=1e-12)
     page = report.write(found, tmp_path / "report.html")
     assert "Close to random?" in page.read_text(encoding="utf-8")
 
@@ -154,6 +174,8 @@ def test_broken_files_are_named(tmp_path):
         weights(net(0), net(1), basis=tmp_path / "r", drifting=Drifting(bins=35))
     with pytest.raises(ValueError, match="permutations 3"):
         Drifting(permutations=3)
+    with pytest.raises(ValueError, match="entropy is 'x'"):
+        Drifting(entropy="x")
 
 
 @pytest.fixture(scope="module")

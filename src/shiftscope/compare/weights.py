@@ -8,7 +8,8 @@ Source: arXiv 2203.15331 (drift in a common basis, sparsity, variance entropy, r
 Deviation: drift comes with a permutation null, over kernels and over whole layers, since the authors' measure alone grows
 without bound as samples shrink; both sides give equally many kernels, so that neither owns the basis; kernels of every
 size are compared, each size in a basis of its own. The basis and the histograms are kept in the table's metadata: a later
-checkpoint is placed on the same axes with `basis=`.
+checkpoint is placed on the same axes with `basis=`. A layer that is both random and sparse is called random: its share of
+sparse kernels stands beside it.
 """
 
 # N kernels, K weights of a kernel, C components, B bins, L layers
@@ -38,7 +39,7 @@ from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 
 SIDES = ("base", "tuned")
-RIDGE_POINTS, RIDGES = 128, 9
+RIDGE_POINTS, RIDGES, RIDGE_HEIGHT = 128, 9, 0.9
 DRIFTS_A_PART = 8
 KERNELS, LAYERS, LAYER = "kernels", "layers", "layer "  # units of drift; the last stands before a layer's name
 KEPT = b"bases"  # key of the table's metadata
@@ -50,13 +51,15 @@ class Drifting:
 
     bins: of every histogram. permutations: of the null. shuffle: pooled deals all kernels out anew; paired lets a kernel
     change places with its counterpart only (for a checkpoint that was tuned from the other). max_kernels: of each side
-    and kernel size; more are sampled. seed: of permutations, samples and simulated thresholds.
+    and kernel size; more are sampled. entropy: of raw kernels, or scaled (as in arXiv 2204.02481, for its figures only).
+    seed: of permutations, samples and simulated thresholds.
     """
 
     bins: int = 70
     permutations: int = 200
     shuffle: Literal["pooled", "paired"] = "pooled"
     max_kernels: int = 200_000
+    entropy: filters.Rows = "raw"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class Drifting:
             )
         if self.shuffle not in ("pooled", "paired"):
             raise ValueError(f"shuffle is {self.shuffle!r}: it must be 'pooled' or 'paired'")
+        if self.entropy not in ("raw", "scaled"):
+            raise ValueError(f"entropy is {self.entropy!r}: it must be 'raw' or 'scaled'")
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,9 @@ class Coded:
 class Shift:
     """The drift of one kernel size.
 
-    names_L: layers that both sides have, with the drift of each in `layers`; by_layer: the drift whose null keeps layers
-    whole (None unless all layers pair). explained: the first component's share of variance in a side's own basis.
-    kept: histograms of every side seen in this basis. ridges: density rows of the first components.
+    layers: the drift of each layer that both sides have; by_layer: the drift whose null keeps layers whole (None unless
+    all layers pair). explained: the first component's share of variance in a side's own basis. components: how far the
+    sides differ along each. kept: histograms of every side seen in this basis. ridges: density rows of the first components.
     """
 
     basis: Basis
@@ -129,6 +134,7 @@ class Shift:
     explained: Mapping[str, float]
     kernels: int
     kept: Sequence[Mapping[str, Any]]
+    components: pa.Table
     ridges: pa.Table
 
 
@@ -234,7 +240,7 @@ def _coded(
     first: Side, second: Side, size: tuple[int, ...], kept: Mapping[str, Any] | None, drifting: Drifting,
     notes: list[str],
 ) -> Coded:  # fmt: skip
-    sides = [[filters.scaled(layer.rows_NK) for layer in side.of(size)] for side in (first, second)]
+    sides = [[layer.rows_NK for layer in side.of(size)] for side in (first, second)]
     totals = [sum(map(len, rows)) for rows in sides]
     n = min(*totals, drifting.max_kernels)
     if max(totals) > n:
@@ -242,7 +248,7 @@ def _coded(
             f"{n:,} kernels of size {filters.size(size)} of each side are compared, of {totals[0]:,} and {totals[1]:,}"
         )
     picks = [np.sort(np.random.default_rng(drifting.seed).permutation(total)[:n]) for total in totals]
-    rows = [np.concatenate(side)[pick] for side, pick in zip(sides, picks, strict=True)]
+    rows = [filters.scaled(np.concatenate(side)[pick]) for side, pick in zip(sides, picks, strict=True)]
     found = Basis.from_json(kept["basis"]) if kept else filters.basis(np.concatenate(rows), size, bins=drifting.bins)
     if kept and (beyond := sum(found.outside(side) for side in rows)):
         notes.append(
@@ -270,18 +276,24 @@ def _drifts(
     items = [(size, unit) for size, one in coded.items() for unit in one.units()]
     chunks = [items[start : start + DRIFTS_A_PART] for start in range(0, len(items), DRIFTS_A_PART)]
     number, many = pa.float64(), pa.list_(pa.float64())
-    schema = pa.schema([("nats", number), ("js_nats", number), ("null", many), ("js_null", many)])
+    schema = pa.schema(
+        [("nats", number), ("js_nats", number), ("null", many), ("js_null", many), ("exact", pa.bool_())]
+    )
 
     def measure(chunk: Sequence[tuple[tuple[int, ...], str]]) -> dict[str, pa.Table]:
         found = [coded[size].drift(unit, drifting) for size, unit in chunk]
-        rows = [{"nats": d.nats, "js_nats": d.js_nats, "null": d.null_S, "js_null": d.js_null_S} for d in found]
+        rows = [
+            {"nats": d.nats, "js_nats": d.js_nats, "null": d.null_S, "js_null": d.js_null_S, "exact": d.exact}
+            for d in found
+        ]
         return {"drifts": pa.Table.from_pylist(rows, schema=schema)}
 
     say = None if advance is None else lambda done, total: advance("nulls", done, total)
     table = parts.map("nulls", chunks, measure, advance=say, final=True)["drifts"]
     drifts: dict[tuple[int, ...], dict[str, Drift]] = {size: {} for size in coded}
     for (size, unit), row in zip(items, table.to_pylist(), strict=True):
-        drifts[size][unit] = Drift(row["nats"], row["js_nats"], np.array(row["null"]), np.array(row["js_null"]))
+        nulls = np.array(row["null"]), np.array(row["js_null"])
+        drifts[size][unit] = Drift(row["nats"], row["js_nats"], *nulls, row["exact"])
     return drifts
 
 
@@ -298,8 +310,17 @@ def _shift(
     layers = {unit.removeprefix(LAYER): drift for unit, drift in drifts.items() if unit.startswith(LAYER)}
     return Shift(
         coded.basis, drifts[KERNELS], drifts.get(LAYERS), layers, explained, n, [*earlier, *counted],
-        _ridges(coded.rows, coded.basis),
+        _components(coded), _ridges(coded.rows, coded.basis),
     )  # fmt: skip
+
+
+def _components(coded: Coded) -> pa.Table:
+    """One row per component: its share of the pooled variance, and how far the sides differ along it."""
+    ours_CB, theirs_CB = (coded.basis.counts(code) for code in coded.codes)
+    symmetric_C, js_C = filters.by_component(ours_CB, theirs_CB, coded.basis)
+    numbers = np.arange(1, len(symmetric_C) + 1)
+    columns = {"component": numbers, "explained_share": coded.basis.ratio_C, "kl_nats": symmetric_C, "js_nats": js_C}
+    return pa.table(columns)
 
 
 def _paired_layers(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[dict[str, tuple[int, int]], bool]:
@@ -317,14 +338,19 @@ def _paired_layers(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[dic
 
 
 def _ridges(rows: Sequence[filters.Array], basis: Basis) -> pa.Table:
+    """Densities of both sides along the first components; ridge: the density on top of the component's number, to draw."""
     grid = np.linspace(basis.low, basis.high, RIDGE_POINTS)
+    sides = [basis.coefficients(side) for side in rows]
     tables = []
-    for name, side in zip(SIDES, rows, strict=True):
-        coefficient_NC = basis.coefficients(side)
-        for component in range(min(RIDGES, len(basis.ratio_C))):
-            density = filters.density(coefficient_NC[:, component], grid)
-            columns = {"component": np.full(RIDGE_POINTS, component + 1), "coefficient": grid, "density": density}
-            tables.append(pa.table({**columns, "checkpoint": [name] * RIDGE_POINTS}))
+    for place in range(min(RIDGES, len(basis.ratio_C))):
+        densities = [filters.density(coefficient_NC[:, place], grid) for coefficient_NC in sides]
+        highest = max(float(density.max()) for density in densities)
+        label = f"{place + 1} ({basis.ratio_C[place]:.1%} of the variance)"
+        for name, density in zip(SIDES, densities, strict=True):
+            ridge = place + 1 + RIDGE_HEIGHT * density / highest
+            columns = {"coefficient": grid, "density": density, "ridge": ridge}
+            words = {"component": [label] * RIDGE_POINTS, "checkpoint": [name] * RIDGE_POINTS}
+            tables.append(pa.table({**columns, **words}))
     return pa.concat_tables(tables)
 
 
@@ -362,7 +388,9 @@ def _table(first: Side, second: Side, shifts: Mapping[tuple[int, ...], Shift], d
                 (name, filters.size(layer.kernel)),
                 {"layer": name, "kernel": filters.size(layer.kernel), "width": layer.rows_NK.shape[1], "depth": depth},
             )
-            row |= {f"{key}_{role}": value for key, value in filters.health(layer, drifting.seed).items()}
+            row |= {
+                f"{key}_{role}": value for key, value in filters.health(layer, drifting.seed, drifting.entropy).items()
+            }
     for size, shift in shifts.items():
         for name, drift in shift.layers.items():
             rows[name, filters.size(size)] |= {
@@ -403,7 +431,7 @@ def _figures(
         figures[f"drift{end}_js_p"] = _p_figure(drift.js_p, drift)
         if shift.by_layer is not None and len(shift.layers) > 1:
             figures[f"drift{end}_layers_p"] = _p_figure(shift.by_layer.p, shift.by_layer)
-            least = filters.smallest_p(len(shift.layers), drifting.permutations)
+            least = shift.by_layer.least_p
             if drift.p <= 0.05 < shift.by_layer.p and least <= 0.05:
                 notes.append(
                     f"kernels of size {filters.size(size)} differ as single kernels (p = {drift.p:.2g}) but not with "
@@ -415,9 +443,9 @@ def _figures(
                     f"cannot give a p below {least:g}"
                 )
         else:
+            why = "do not all pair" if shift.by_layer is None else "are only one"
             notes.append(
-                f"the layers with kernels of size {filters.size(size)} do not all pair, or there is only one: the null "
-                f"that keeps layers whole is left out"
+                f"the layers with kernels of size {filters.size(size)} {why}: the null that keeps layers whole is left out"
             )
         for role, share in shift.explained.items():
             figures[f"explained_by_first{end}_{role}"] = Figure(share, "share", shift.kernels)
@@ -440,6 +468,8 @@ def _figures(
 
 def _p_figure(p: float, drift: Drift) -> Figure:
     n = len(drift.null_S) + 1
+    if drift.exact:
+        return Figure(p, "", n, p, p)
     low, high = statistics.wilson(round(p * n), n)
     return Figure(p, "", n, low, high)
 
@@ -549,16 +579,19 @@ def _panels(table: pa.Table, shifts: Mapping[tuple[int, ...], Shift]) -> list[Pa
 
 
 def _ridge_panels(size: str, shift: Shift) -> list[Panel]:
-    component = shift.ridges["component"].to_numpy()
+    more = "" if len(shift.basis.ratio_C) <= RIDGES else f" The first {RIDGES} of {len(shift.basis.ratio_C)}."
     return [
         Panel(
-            f"Component {number} of {size} kernels",
-            f"Density of the kernels along component {number}, which explains {shift.basis.ratio_C[number - 1]:.1%} of "
-            f"the pooled variance.",
-            "line", shift.ridges.filter(pa.array(component == number)), x="coefficient", y="density",
-            series="checkpoint", x_title="coefficient", y_title="density",
-        )
-        for number in range(1, int(component.max()) + 1)
+            f"Ridges of {size} kernels",
+            f"Density of the kernels along each component of the common basis, each to its own scale.{more}",
+            "line", shift.ridges, x="coefficient", y="ridge", series="checkpoint", label="component",
+            x_title="coefficient", y_title="component, its density above it",
+        ),
+        Panel(
+            f"Components of {size} kernels",
+            "Along which components the sides differ: KL both ways, and Jensen–Shannon, which is at most 0.69.",
+            "table", shift.components,
+        ),
     ]  # fmt: skip
 
 

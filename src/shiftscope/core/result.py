@@ -49,7 +49,7 @@ class Panel:
         or a bin), `points`, `heat` (x, y and `color` are column names), `table` (all columns, in order) or `texts` (the
         token heat map: the table is the one of `compare tokens`).
     x, y, low, high, series, color, label: column names of `table`; empty when unused. label: what a point is called, on
-        hover and, where points are few, beside it.
+        hover and, where points are few, beside it; lines of one series with another label each are lines of their own.
     x_title, y_title: axis titles with units. log_x, log_y: logarithmic axes.
     """
 

@@ -248,6 +248,8 @@ def _series(panel: Panel) -> Any:
 def _line(panel: Panel, chart: alt.Chart) -> Any:
     x, y, color = _axis(panel, "x"), _axis(panel, "y"), _series(panel)
     lines = chart.mark_line().encode(x=x, y=y, color=color)
+    if panel.label:
+        lines = lines.encode(detail="label:N")
     if panel.series:
         lines = lines.encode(strokeDash=alt.StrokeDash("series:N", sort=color.to_dict()["sort"], legend=None))
     few = panel.table.num_rows <= 60

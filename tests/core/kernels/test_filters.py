@@ -58,6 +58,9 @@ def test_drift_is_the_weighted_symmetric_kl_of_the_papers_histograms():
         a, b = (np.where(d > 0, d, np.finfo(np.float32).eps) for d in densities)
         symmetric.append(entropy(a, b) + entropy(b, a))  # scipy renormalises both to sum 1
     found = filters.drift(codes_p, codes_q, basis, permutations=20, seed=0)
+    each = filters.by_component(basis.counts(codes_p), basis.counts(codes_q), basis)
+    assert each[0] == pytest.approx(symmetric, rel=1e-10)
+    assert each[1] == pytest.approx(bounded, rel=1e-10)
     assert found.nats == pytest.approx(basis.ratio_C @ symmetric, rel=1e-10)
     assert found.js_nats == pytest.approx(basis.ratio_C @ bounded, rel=1e-10)
     assert 0 < found.js_nats <= math.log(2)
@@ -111,10 +114,14 @@ def test_whole_layers_change_sides_in_every_way_and_the_smallest_p_is_stated():
     layers = [np.stack([basis.counts(part) for part in np.array_split(codes, 6)]) for codes in (codes_p, codes_q)]
     found = filters.layer_drift(*layers, basis, permutations=200, seed=0)
     assert len(found.null_S) == 2**6 - 1
-    assert found.p == filters.smallest_p(6, 200) == 2 / 64
+    assert found.exact
+    assert found.p == found.least_p == 2 / 64
     assert found.nats == filters.drift(codes_p, codes_q, basis, permutations=20, seed=0).nats
     one = filters.layer_drift(layers[0][:1], layers[1][:1], basis, permutations=200, seed=0)
-    assert one.p == filters.smallest_p(1, 200) == 1
+    assert one.p == one.least_p == 1
+    drawn = filters.layer_drift(*layers, basis, permutations=40, seed=0)
+    assert not drawn.exact
+    assert drawn.least_p == 1 / 41 <= drawn.p
 
 
 def test_a_kept_basis_is_the_same_bit_for_bit_and_takes_kernels_beyond_its_range():
@@ -134,6 +141,26 @@ def test_variance_entropy_is_that_of_a_plain_svd_on_raw_rows():
     rows = smooth(200) * np.random.default_rng(1).lognormal(size=(200, 1))
     values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2
     assert filters.variance_entropy(rows) == pytest.approx(entropy(values) / math.log(10), abs=1e-12)
+
+
+def test_the_entropy_of_scaled_rows_leaves_sparse_kernels_out_and_does_not_see_the_length_of_kernels():
+    rows = smooth(300)
+    longer = rows * np.random.default_rng(1).uniform(0.5, 2, (300, 1))  # too little to make a kernel sparse
+    dead = np.concatenate([longer, np.full((40, 9), 1e-9)])
+    plain, found = (filters.health(Layer("x", (3, 3), each, 4), rows="scaled") for each in (rows, dead))
+    oracle = filters.variance_entropy(filters.scaled(rows))
+    assert found["entropy"] == found["entropy_clean"] == pytest.approx(plain["entropy"], rel=1e-9)
+    assert plain["entropy"] == pytest.approx(oracle, rel=1e-9)
+    assert found["sparsity"] == 40 / 340
+    assert found["entropy"] != pytest.approx(filters.health(Layer("x", (3, 3), dead, 4))["entropy"], rel=1e-3)
+
+
+def test_drift_does_not_see_a_normalisation_folded_into_the_outputs():
+    p, q = gaussian(400), smooth(400)
+    folded = q * np.repeat(np.random.default_rng(0).lognormal(size=(40, 1)), 10, 0)  # ten inputs of each output
+    for one, other in zip(coded(p, q), coded(p, folded), strict=True):
+        if isinstance(one, np.ndarray):
+            assert (one == other).mean() > 0.999  # rounding moves a coefficient over the edge of a bin at most
 
 
 @pytest.mark.parametrize("width", [3, 4, 9, 25])

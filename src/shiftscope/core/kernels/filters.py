@@ -26,6 +26,7 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.int64]
+Rows = Literal["raw", "scaled"]
 Health = Literal["healthy", "random", "low diversity", "sparse", "too few kernels"]
 FLOOR = float(np.finfo(np.float32).eps)  # of an empty bin, in density units
 LONGEST = 128  # a kernel with a longer side is taken for stacked matrices (mixture-of-experts), not for a convolution
@@ -96,13 +97,15 @@ class Drift:
     """Drift between two sets and what it is by chance.
 
     nats: Σ ratio · (KL + KL); js_nats: the same with Jensen–Shannon, at most ln 2; null_S, js_null_S: both under
-    reshuffling; p: share of reshuffles at least as large, the observed one counted in.
+    reshuffling; exact: whether that is every way to reshuffle; p: share of reshuffles at least as large, the observed one
+    counted in.
     """
 
     nats: float
     js_nats: float
     null_S: Array
     js_null_S: Array
+    exact: bool = False
 
     @property
     def p(self) -> float:
@@ -112,6 +115,11 @@ class Drift:
     def js_p(self) -> float:
         """The same of the Jensen–Shannon drift, which is not ruled by the rarest bins: the stronger test."""
         return (1 + int((self.js_null_S >= self.js_nats * (1 - 1e-12)).sum())) / (1 + len(self.js_null_S))
+
+    @property
+    def least_p(self) -> float:
+        """The smallest p that this null allows; of all ways, that which swaps everything is as extreme as the observed."""
+        return (2 if self.exact else 1) / (1 + len(self.null_S))
 
 
 # ---- kernels
@@ -209,16 +217,23 @@ def basis(scaled_NK: Array, kernel: tuple[int, ...], bins: int = 70) -> Basis:
 
 
 def divergences(counts_p: Counts, counts_q: Counts, basis: Basis) -> tuple[Any, Any]:
-    """Drift of histograms […, C, B] in nats: Σ ratio · (KL(p‖q) + KL(q‖p)), and Σ ratio · Jensen–Shannon.
+    """Drift of histograms […, C, B] in nats: Σ ratio · (KL(p‖q) + KL(q‖p)), and Σ ratio · Jensen–Shannon."""
+    symmetric, js = by_component(counts_p, counts_q, basis)
+    return symmetric @ basis.ratio_C, js @ basis.ratio_C
 
-    An empty bin has density 1.19e-7 before renormalising, so a KL is finite; the Jensen–Shannon needs no floor.
+
+def by_component(counts_p: Counts, counts_q: Counts, basis: Basis) -> tuple[Array, Array]:
+    """KL(p‖q) + KL(q‖p) and Jensen–Shannon of histograms […, C, B], in nats, of each component […, C].
+
+    An empty bin has density 1.19e-7 before renormalising, so a KL is finite; the Jensen–Shannon needs no floor, and is at
+    most ln 2.
     """
     width = (basis.high - basis.low) / basis.bins
     p, q = _floored(counts_p, width), _floored(counts_q, width)
-    symmetric = ((p - q) * (np.log(p) - np.log(q))).sum(-1)
+    symmetric: Array = ((p - q) * (np.log(p) - np.log(q))).sum(-1)
     p, q = (counts / counts.sum(-1, keepdims=True) for counts in (counts_p, counts_q))
     js = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
-    return symmetric @ basis.ratio_C, np.clip(js, 0, math.log(2)) @ basis.ratio_C
+    return symmetric, np.clip(js, 0, math.log(2))
 
 
 def _floored(counts: Counts, width: float) -> Array:
@@ -253,26 +268,22 @@ def layer_drift(counts_p: Counts, counts_q: Counts, basis: Basis, *, permutation
     """Drift between two sets of layers whose null keeps layers whole: each pair of layers changes sides, or not.
 
     counts_p, counts_q: histograms [L, C, B] of paired layers. All 2^L ways where they are at most `permutations`, else
-    random ones; the smallest p that so few layers allow is `smallest_p`.
+    random ones.
     """
     n_layers, total_CB = len(counts_p), (counts_p + counts_q).sum(0)
-    if 2**n_layers <= permutations:
+    exact = 2**n_layers <= permutations
+    if exact:
         swap_SL = (np.arange(1, 2**n_layers)[:, None] >> np.arange(n_layers)) & 1  # without the observed one
     else:
         swap_SL = np.random.default_rng(seed).integers(0, 2, (permutations, n_layers))
     counts_SCB = counts_p.sum(0) + np.einsum("sl,lcb->scb", swap_SL, counts_q - counts_p)
-    return _drift(counts_p.sum(0), counts_q.sum(0), counts_SCB, total_CB, basis)
+    return _drift(counts_p.sum(0), counts_q.sum(0), counts_SCB, total_CB, basis, exact)
 
 
-def smallest_p(n_layers: int, permutations: int) -> float:
-    """The smallest p that whole layers changing sides can give: no swap and all swapped are equally extreme."""
-    return 2.0 ** (1 - n_layers) if 2**n_layers <= permutations else 1 / (1 + permutations)
-
-
-def _drift(p: Counts, q: Counts, null_p: Counts, total: Counts, basis: Basis) -> Drift:
+def _drift(p: Counts, q: Counts, null_p: Counts, total: Counts, basis: Basis, exact: bool = False) -> Drift:
     nats, js = divergences(p, q, basis)
     null_S, js_null_S = divergences(null_p, total - null_p, basis)
-    return Drift(float(nats), float(js), null_S, js_null_S)
+    return Drift(float(nats), float(js), null_S, js_null_S, exact)
 
 
 # ---- health of a layer
@@ -335,9 +346,11 @@ def orthogonality(layer: Layer) -> float | None:
     return float(1 - (gram_OO.sum() - np.trace(gram_OO)) / (layer.outputs * (layer.outputs - 1)))
 
 
-def health(layer: Layer, seed: int = 0) -> dict[str, Any]:
+def health(layer: Layer, seed: int = 0, rows: Rows = "raw") -> dict[str, Any]:
     """What a layer looks like on its raw weights.
 
+    rows: of what the entropy is taken; "scaled" takes kernels that are not sparse, each divided by its largest weight, as
+    arXiv 2204.02481 does (to compare with its figures; the threshold was fitted on raw ones).
     kernels; sparsity (share); entropy, threshold, entropy_ratio = entropy / threshold; the same `clean` of sparse kernels
     (None where none is left); orthogonality; class: `random` from the threshold on, `low diversity` under 0.5 (of
     0.954 at nine weights) without sparse kernels, `sparse` above a tenth of sparse kernels, `too few kernels` where they
@@ -346,7 +359,9 @@ def health(layer: Layer, seed: int = 0) -> dict[str, Any]:
     rows_NK, (n, width) = layer.rows_NK, layer.rows_NK.shape
     sparse_N = sparse(rows_NK)
     clean_NK, sparsity = rows_NK[~sparse_N], float(sparse_N.mean())
-    entropy, threshold = variance_entropy(rows_NK), random_threshold(n, width, seed)
+    if rows == "scaled" and len(clean_NK):
+        rows_NK = clean_NK = scaled(clean_NK)
+    entropy, threshold = variance_entropy(rows_NK), random_threshold(len(rows_NK), width, seed)
     entropy_clean = variance_entropy(clean_NK) if len(clean_NK) else None
     threshold_clean = random_threshold(len(clean_NK), width, seed) if len(clean_NK) > 1 else None
     name: Health = "healthy"
