@@ -81,6 +81,16 @@ def test_a_reused_detector_gives_every_image_the_same_numbers_and_leaves_its_tra
     assert again.provenance["detector"]["sha256"]
 
 
+def test_a_saved_detector_brings_its_settings_along_for_a_later_stream(detector):
+    """Nothing but the file is repeated; what differs from the defaults is told."""
+    path, first = detector
+    again = images(A, BLURRED, detector=path, judging=QUICK["judging"])
+    assert again.table.equals(images(A, BLURRED, detector=path, patching=PATCHES, judging=QUICK["judging"]).table)
+    assert by_key(again).keys() == by_key(first).keys()
+    assert "as the detector was trained: patch 8, patches 12" in again.notes
+    assert again.provenance["settings"]["patching"]["patch"] == 8
+
+
 def test_no_order_of_images_on_either_side_changes_a_number(detector):
     order_a, order_b = np.random.default_rng(0).permutation(100), np.random.default_rng(1).permutation(30)
     found, first = images(A[order_a], BLURRED[order_b], **QUICK), detector[1]
@@ -276,7 +286,7 @@ def test_faults_are_one_sentence_and_come_before_any_training(b, settings, sente
 
 def test_a_detector_that_does_not_fit_is_named(detector):
     for settings, sentence in (
-        ({"patching": Patching(patch=16)}, "trained with patch = 8 and now it is 16"),
+        ({"patching": Patching(patch=12)}, "trained with patch = 8 and now it is 12"),
         ({"patching": PATCHES, "size": 16}, "trained with size = None and now it is 16"),
         ({"patching": PATCHES, "training": BRIEF}, "nothing is trained with --detector"),
     ):

@@ -106,7 +106,8 @@ def images(
     codebook: .npy, .npz or .safetensors with a row of numbers for each token id (default: a fixed random code).
     size: resize the shorter side to this and cut out the centre; needed where sizes differ.
     limit: only the first images of each side.
-    detector: a detector that --save wrote; nothing is trained then, and images it was trained on are left out of A.
+    detector: a detector that --save wrote, for a later stream B; nothing is trained then, images are cut and resized as for
+        its training, and A (which calibrates) is judged without the images it was trained on.
     save: write the trained detector there, as safetensors.
     shown: how many of the most shifted images the page lists.
     device: 'auto' is cuda where there is one.
@@ -120,7 +121,10 @@ def images(
     parts, where = parts or Parts(), _device(device)
     if parts.shard != (0, 1) and detector is None:
         raise ValueError("every shard would train a detector: train it once with --save, then give it as --detector")
-    saved = None if detector is None else patch_detector.load(detector)
+    saved, taken = None if detector is None else patch_detector.load(detector), []
+    if saved is not None:
+        patching, size, taken = image_detector.settled(saved, patching, size)
+        kind = ("tokens" if saved.settings["tokens"] else "pixels") if kind == "auto" else kind
     found = (
         pictures.find(a, _named(a, "A"), kind=kind, limit=limit),
         pictures.find(b, _named(b, "B"), kind=kind, limit=limit),
@@ -154,7 +158,7 @@ def images(
 
     told = None if advance is None else lambda done, total: advance("judging images", done, total)
     table = parts.map("images", jobs, measure, advance=told, final=True)["images"]
-    notes = [*notes, *_caveats(sides, trained, split, patching)]
+    notes = [*notes, *taken, *_caveats(sides, trained, split, patching)]
     look = _look(table, sides[1], trained, where)
     return summarise(table, judging, trained.losses, provenance=settings, notes=notes, shown=shown, look=look)
 

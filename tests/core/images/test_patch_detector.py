@@ -118,6 +118,15 @@ def test_new_detectors_hang_on_their_seed_alone_and_move_no_global_state():
     assert not torch.equal(one["vae.mean.weight"], other["vae.mean.weight"])
 
 
+def test_kernels_lie_channels_last_in_new_and_in_read_detectors(detector, tmp_path):
+    """Another layout is another kernel of the library, which rounds otherwise: scores would differ in the last bit."""
+    saved = patch_detector.load(patch_detector.save(detector, tmp_path / "d.safetensors", {}, []))
+    for each in (detector, saved.detector):
+        kernels = [parameter for parameter in each.parameters() if parameter.ndim == 4]
+        assert len(kernels) == 7
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 def test_a_saved_detector_is_read_back_bit_for_bit_and_judges_the_same(detector, tmp_path):
     book = torch.rand(4, 2)
     path = patch_detector.save(detector, tmp_path / "new" / "d.safetensors", {"size": 7}, [-5, 2**62], codebook=book)
@@ -138,6 +147,20 @@ def test_files_that_are_no_detector_are_named(tmp_path):
     for name in ("broken.safetensors", "missing.safetensors"):
         with pytest.raises(ValueError, match=f"{name} cannot be read"):
             patch_detector.load(tmp_path / name)
+
+
+def test_a_detector_file_that_was_changed_is_named_and_not_half_read(detector, tmp_path):
+    from safetensors import safe_open
+
+    path = patch_detector.save(detector, tmp_path / "d.safetensors", {}, [1])
+    with safe_open(path, framework="pt") as opened:
+        metadata, tensors = opened.metadata(), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    without = {name: value for name, value in tensors.items() if name != "vae.mean.bias"}
+    larger = tensors | {"vae.mean.bias": torch.zeros(9)}
+    for changed, told in ((without, metadata), (larger, metadata), (tensors, metadata | {"detector": "{"})):
+        save_file(changed, tmp_path / "changed.safetensors", metadata=told)
+        with pytest.raises(ValueError, match=r"changed\.safetensors is a patch detector of which something is missing"):
+            patch_detector.load(tmp_path / "changed.safetensors")
 
 
 @pytest.mark.parametrize(

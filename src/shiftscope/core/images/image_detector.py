@@ -114,6 +114,23 @@ def save(trained: Trained, path: Path, size: int | None) -> None:
     patch_detector.save(trained.detector, path, settings, sorted(trained.trained_on), **more)
 
 
+def settled(
+    saved: patch_detector.Saved, patching: Patching, size: int | None
+) -> tuple[Patching, int | None, list[str]]:
+    """How images are cut and resized for a saved detector: as it was trained, wherever a setting was left at its default.
+
+    Returns patching, size and a sentence on what was taken from the detector. Settings that were given stay as they are;
+    `reused` refuses those that cannot be.
+    """
+    kept = saved.settings["patching"] | {"size": saved.settings["size"]}
+    now, default = asdict(patching) | {"size": size}, asdict(Patching()) | {"size": None}
+    taken = {name: kept[name] for name in now if now[name] == default[name] != kept[name]}
+    told = ", ".join(f"{name} {value}" for name, value in taken.items())
+    found = now | taken
+    size = found.pop("size")
+    return Patching(**found), size, [f"as the detector was trained: {told}"] if taken else []
+
+
 def reused(
     saved: patch_detector.Saved,
     sides: tuple[Images, Images],

@@ -282,10 +282,15 @@ def load(path: str | Path) -> Saved:
         raise ValueError(f"{path} cannot be read as a detector (safetensors): {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path} is no patch detector: give a file that --save of `compare images` wrote")
-    kept = json.loads(metadata["detector"])
-    made = kept["made"]
-    detector = Detector(Architecture(made["channels"], tuple(made["patch"]), tuple(made["widths"]), made["latent"]))
-    trained_on = frozenset(tensors.pop("trained_on").tolist())
-    more = {name.removeprefix("more."): tensors.pop(name) for name in list(tensors) if name.startswith("more.")}
-    detector.load_state_dict(tensors)
+    try:
+        kept = json.loads(metadata["detector"])
+        made = kept["made"]
+        detector = Detector(Architecture(made["channels"], tuple(made["patch"]), tuple(made["widths"]), made["latent"]))
+        trained_on = frozenset(tensors.pop("trained_on").tolist())
+        more = {name.removeprefix("more."): tensors.pop(name) for name in list(tensors) if name.startswith("more.")}
+        detector.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is a patch detector of which something is missing or changed ({str(error).splitlines()[0]}): save it again"
+        ) from error
     return Saved(detector, kept["settings"], trained_on, more, hashlib.sha256(Path(path).read_bytes()).hexdigest())
