@@ -203,6 +203,16 @@ def test_windows_of_token_texts_are_compared_too():
     assert found["p_corrected"] <= 0.05
 
 
+def test_sequences_of_embeddings_are_compared_channel_by_channel():
+    generator = np.random.default_rng(0)
+    phase = generator.uniform(0, 6, (100, 1, 1)) + np.arange(16)[None, :, None]
+    waves = np.sin(phase + np.arange(32) / 3)[:, :, None].astype(np.float32)  # [N, channels, 1, positions]
+    shuffled = generator.permuted(waves[:20], axis=3)
+    found = images(waves, shuffled, **{**QUICK, "training": LONGER})
+    assert found["p_corrected"] <= 0.05
+    assert found["auroc_error"] > 0.95
+
+
 def folder(path, levels, suffix="png", **settings):
     pillow = pytest.importorskip("PIL.Image")
     path.mkdir()

@@ -121,7 +121,8 @@ def images(
     parts, where = parts or Parts(), _device(device)
     if parts.shard != (0, 1) and detector is None:
         raise ValueError("every shard would train a detector: train it once with --save, then give it as --detector")
-    saved, taken = None if detector is None else patch_detector.load(detector), []
+    saved = None if detector is None else patch_detector.load(detector)
+    taken: list[str] = []
     if saved is not None:
         patching, size, taken = image_detector.settled(saved, patching, size)
         kind = ("tokens" if saved.settings["tokens"] else "pixels") if kind == "auto" else kind

@@ -10,6 +10,8 @@ without bound as samples shrink; both sides give equally many kernels, so that n
 size are compared, each size in a basis of its own. The basis and the histograms are kept in the table's metadata: a later
 checkpoint is placed on the same axes with `basis=`. A layer that is both random and sparse is called random: its share of
 sparse kernels stands beside it.
+Two seeds of one task need not be one population: on digits, two nets with a flattening head are not told apart, with
+global average pooling they are (0.0235 nats, 0.0123 by chance, p = 0.01 over 12,288 kernels of each).
 """
 
 # N kernels, K weights of a kernel, C components, B bins, L layers
