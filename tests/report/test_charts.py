@@ -33,6 +33,16 @@ def test_png_is_written_in_light_and_dark(panels: list[Panel], tmp_path) -> None
     assert light != dark
 
 
+def test_lines_of_one_series_with_other_labels_are_not_joined() -> None:
+    table = pa.table(
+        {"x": [0.0, 1.0] * 2, "y": [0.0, 1.0, 2.0, 3.0], "side": ["base"] * 4, "ridge": ["1", "1", "2", "2"]}
+    )
+    lines, _ = charts.specification(Panel("P", "", "line", table, x="x", y="y", series="side", label="ridge"))["layer"]
+    assert lines["encoding"]["detail"]["field"] == "label"
+    plain, _ = charts.specification(Panel("P", "", "line", table, x="x", y="y", series="side"))["layer"]
+    assert "detail" not in plain["encoding"]
+
+
 def test_a_logarithmic_axis_leaves_out_what_it_cannot_show_and_says_so() -> None:
     panel = Panel(
         "P",
