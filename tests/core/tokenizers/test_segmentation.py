@@ -87,6 +87,18 @@ def test_tokenizers_are_named_by_checkpoint_folder_or_file(tmp_path, makes):
     assert opened({"one": makes["bpe"], "two": docs.train_tokenizer(TEXTS, 300)})[1].kind == "BPE"
 
 
+def test_a_folder_that_is_called_tokenizer_is_named_with_the_one_that_it_lies_in(tmp_path, makes):
+    (tmp_path / "fitted" / "tokenizer").mkdir(parents=True)
+    makes["bpe"].save(str(tmp_path / "fitted" / "tokenizer" / "tokenizer.json"))
+    found = opened(["docs-base", str(tmp_path / "fitted" / "tokenizer")])
+    assert [tokens.name for tokens in found] == ["docs-base", "fitted/tokenizer"]
+
+
+def test_a_tokenizer_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match="docs-base is given twice"):
+        opened(["docs-base", "docs-base"])
+
+
 def test_a_tokenizer_of_unknown_kind_is_refused_in_one_sentence(tmp_path):
     (tmp_path / "spm.model").write_text("no json")
     strange = {"version": "1.0", "added_tokens": [], "model": {"type": "Oracle"}}

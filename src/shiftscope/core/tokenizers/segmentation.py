@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Ints = NDArray[np.int64]
+SAYS_LITTLE = ("tokenizer.json", "tokenizer", "checkpoint")  # names of files and folders that many tokenizers have
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -56,8 +57,11 @@ class Tokens:
 def opened(names: Sequence[str] | Mapping[str, Any]) -> list[Tokens]:
     """Tokenizers by name, or given ones (of `tokenizers` or `transformers`) under the names of a mapping.
 
-    Raises ValueError, in one sentence, for a name that is no tokenizer or a tokenizer of unknown kind.
+    Raises ValueError, in one sentence, for a name that is no tokenizer, one given twice or a tokenizer of unknown kind.
     """
+    twice = [name for name in dict.fromkeys(names) if list(names).count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is given twice: name each tokenizer once")
     given = names if isinstance(names, Mapping) else {name: name for name in names}
     shown = {} if isinstance(names, Mapping) else _short(list(given))
     found: list[Tokens] = []
@@ -79,11 +83,11 @@ def opened(names: Sequence[str] | Mapping[str, Any]) -> list[Tokens]:
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
-    """The last part of every name that is a path; the last two of a tokenizer.json; whole names where these are not unique."""
+    """The last part of every name that is a path, or two where one would say little; whole names where they are not unique."""
     last = {}
     for name in names:
         path = Path(name)
-        parts = path.parts[-2:] if path.name == "tokenizer.json" else path.parts[-1:]
+        parts = path.parts[-2:] if path.name in SAYS_LITTLE else path.parts[-1:]
         last[name] = "/".join(parts) if path.exists() and parts else name
     return last if len(set(last.values())) == len(last) else {}
 
