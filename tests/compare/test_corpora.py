@@ -163,6 +163,19 @@ def test_a_shift_that_keeps_the_mean_direction_is_said_to_escape_depth():
     assert any("blind" in sentence for sentence in found.verdict)
 
 
+def test_a_shift_that_only_all_texts_show_is_not_called_absent():
+    """Q of all texts has an interval without 0.5, the permuted sample is too small for it: the verdict says both."""
+    generator = np.random.default_rng(4)
+    a, b = (generator.normal(size=(4000, 8)) + shift for shift in (1.0, 0.94))
+    found = corpora(a, b, chance=Chance(permutations=99, sample=60))
+    q = found.figures["q_b_in_a"]
+    assert q.high < 0.5
+    assert found["q_b_in_a_p_permutation"] > 0.05
+    assert "on a sample of 120 of the 8,000 texts" in found.verdict[0]
+    assert "all 8,000 texts show a shift of B" in found.verdict[1]
+    assert "too small for the permuted sample" in found.verdict[1]
+
+
 def test_figures_are_those_of_the_table_and_swapping_the_corpora_swaps_them():
     a, b = planted(1)
     found, swapped = corpora(a, b[:90], chance=QUICK), corpora(b[:90], a, chance=QUICK)

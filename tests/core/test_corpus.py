@@ -60,8 +60,18 @@ def test_a_missing_file_and_bytes_that_are_not_utf8_are_named(tmp_path):
     with pytest.raises(ValueError, match="is not a file"):
         corpus.read(tmp_path / "none.jsonl")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(ValueError, match="not UTF-8"):
+    with pytest.raises(ValueError, match="line 1 is not UTF-8 text"):
         corpus.read(tmp_path / "latin.txt")
+
+
+def test_separators_that_json_may_hold_unescaped_end_no_line(tmp_path):
+    """U+2028, U+0085 and a form feed are no line ends of jsonl; a carriage return before the line feed is none of the text."""
+    texts = ["a\u2028b", "c\x85d"]
+    lines = "\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts)
+    (tmp_path / "a.jsonl").write_bytes(lines.encode())
+    (tmp_path / "a.txt").write_bytes(b"one\x0cpage\r\ntwo\n\n")
+    assert [text.prompt for text in corpus.read(tmp_path / "a.jsonl")] == texts
+    assert [text.prompt for text in corpus.read(tmp_path / "a.txt")] == ["one\x0cpage", "two"]
 
 
 def test_a_chat_template_that_is_not_there_is_an_error_and_one_that_is_there_is_used(sums):

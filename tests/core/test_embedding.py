@@ -85,6 +85,54 @@ def test_vectors_come_from_npy_and_parquet_as_they_are(tmp_path):
     assert (list(table.ids), list(table.texts)) == (list("wxyz"), TEXTS[:4])
 
 
+def test_large_vectors_wait_in_a_temporary_file_and_are_the_same(folder, tmp_path, monkeypatch):
+    """Made here or unpacked from parquet, over several batches; the file has no name and is gone with the matrix."""
+    vectors = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 3)
+    pq.write_table(pa.table({"embedding": column}), tmp_path / "v.parquet", row_group_size=1500)
+    encoder, corpus = embedding.load(Embedding(folder)), embedding.read(TEXTS * 60, "c")
+    in_memory = embedding.embedded([corpus], encoder)[0].rows_ND
+    monkeypatch.setattr(embedding, "IN_MEMORY", 0)
+    unpacked = embedding.read(tmp_path / "v.parquet", "v").rows_ND
+    made = embedding.embedded([corpus], encoder)[0].rows_ND
+    assert isinstance(unpacked, np.memmap)
+    assert isinstance(made, np.memmap)
+    assert (unpacked == vectors).all()
+    assert (made == in_memory).all()
+    assert (embedding.read(tmp_path / "v.parquet", "v", limit=4200).rows_ND == vectors[:4200]).all()
+
+
+def test_a_disk_that_is_too_small_for_the_vectors_is_named():
+    with pytest.raises(ValueError, match=r"take 4e\+09 GB, and .* GB free: set TMPDIR"):
+        embedding._room(10**12, 10**6)
+
+
+BAD_VECTORS = {
+    "ragged": (
+        [[1.0, 2.0], [1.0]],
+        ["a", "b"],
+        "record 2: the column `embedding` must hold lists of one length, here it is 1 n",
+    ),
+    "null": (
+        [[1.0, 2.0], None],
+        ["a", "b"],
+        "record 2: the column `embedding` must hold lists of one length, here it is null",
+    ),
+    "a null within": ([[1.0, 2.0], [1.0, None]], ["a", "b"], "row 1 has values that are not finite"),
+    "words": (["x", "y"], ["a", "b"], "must hold lists of floats, it holds string"),
+    "no text": ([[1.0], [2.0]], ["a", None], "record 2: `text` is None, not a text"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VECTORS)
+def test_bad_columns_of_vectors_are_named(kind, tmp_path):
+    vectors, texts, sentence = BAD_VECTORS[kind]
+    pq.write_table(pa.table({"embedding": vectors, "text": texts}), tmp_path / "v.parquet")
+    with pytest.raises(ValueError) as error:
+        embedding.read(tmp_path / "v.parquet", "c")
+    assert sentence in str(error.value)
+
+
 def test_interrupted_embedding_goes_on_and_equals_one_run(folder, tmp_path):
     encoder, whole = embedding.load(Embedding(folder)), [embedding.read(TEXTS * 60, "c")]
     expected = embedding.embedded(whole, encoder)[0].rows_ND

@@ -137,3 +137,12 @@ def test_a_shard_ends_after_its_final_stage(tmp_path):
 def test_parts_on_disk_hold_exactly_what_was_measured(tmp_path):
     Parts(tmp_path).map("pass", ITEMS[:1], work([]))
     assert pq.read_table(tmp_path / "pass-000000.other.parquet") == pa.table({"item": [0]})
+
+
+def test_parts_can_be_taken_one_by_one_also_those_that_are_on_disk(tmp_path):
+    whole = Parts(tmp_path).map("pass", ITEMS[:4], work([]))
+    taken: list[dict[str, pa.Table]] = []
+    done: list[int] = []
+    assert Parts(tmp_path, resume=True).map("pass", ITEMS, work(done), take=taken.append) == {}
+    assert done == ITEMS[4:]
+    assert pa.concat_tables([tables["rows"] for tables in taken[:4]]) == whole["rows"]

@@ -451,7 +451,9 @@ def _verdict(figures: Mapping[str, Figure], names: Sequence[str]) -> list[str]:
     least = min(1.0, min(p.values()) * len(p))
     right = 100 * float(figures["discriminator_auc"].value)
     auc = f"a discriminator tells an unseen text of A from one of B in {right:.3g} % of pairs"
-    tests = f"smallest of {len(p)} permutation p-values, corrected: {least:.2g}"
+    drawn, texts = figures["q_b_in_a_p_permutation"].n, figures["q_b_in_a"].n
+    sample = f" on a sample of {drawn:,} of the {texts:,} texts" if drawn < texts else ""
+    tests = f"smallest of {len(p)} permutation p-values{sample}, corrected: {least:.2g}"
     if least < LEVEL:
         sentences = [f"The two corpora differ ({tests}); {auc}."]
     else:
@@ -478,6 +480,12 @@ def _verdict(figures: Mapping[str, Figure], names: Sequence[str]) -> list[str]:
 def _placed(who: str, whose: str, name: str, figures: Mapping[str, Figure], figure: str, p: float) -> str:
     q = figures[figure]
     said = f"(Q = {float(q.value):.3g}, 95 % interval {q.low:.3g} to {q.high:.3g}, permutation p = {p:.2g})"
+    if p >= LEVEL and figures[f"{figure}_p_permutation"].n < q.n and not q.low <= 0.5 <= q.high:
+        ranked = float(figures[f"{figure}_p_two_sided"].value)
+        return (
+            f"By depth in {name}, all {q.n:,} texts show a shift of {who} {said[:-1]}, rank-sum p = {ranked:.2g}) that is too "
+            f"small for the permuted sample: judge by its size, or raise --sample."
+        )
     if p >= LEVEL:
         return f"By depth in {name}, {who} lies as {whose} itself does {said}."
     if float(q.value) < 0.5:

@@ -62,11 +62,7 @@ def records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[Any]:
         return
     if path.suffix not in (".jsonl", ".json", ".txt"):
         raise ValueError(f"{source} ends in {path.suffix or 'nothing'}: texts are read from .jsonl, .parquet or .txt")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         if path.suffix == ".txt":
@@ -78,6 +74,18 @@ def records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[Any]:
             raise ValueError(
                 f"{source}, line {number} is not JSON ({error.msg}): each line must be one JSON object"
             ) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file one by one; only a line feed ends a line, since JSON may hold U+2028 and its like unescaped."""
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield line.decode().rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8 text (byte {error.start} of the line): save it as UTF-8"
+                ) from error
 
 
 def _parquet(path: Path) -> Iterator[Any]:

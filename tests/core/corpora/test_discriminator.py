@@ -46,16 +46,3 @@ def test_folds_hold_every_label_as_evenly_as_they_can():
         assert counts.max() - counts.min() <= 1
     with pytest.raises(ValueError, match="2 rows of each"):
         discriminator.stratified_folds(["x", "x", "y"])
-
-
-def test_probabilities_of_three_domains_sum_to_one_and_find_their_own():
-    generator = np.random.default_rng(4)
-    labels = np.repeat(["p", "q", "r"], 40)
-    rows = generator.normal(size=(120, 4))
-    rows[:40, 0] += 3
-    rows[40:80, 1] += 3
-    found = discriminator.probabilities(rows, labels, classes=["r", "q", "p"])
-    assert found.sum(1) == pytest.approx(np.ones(120))
-    assert (np.array(["r", "q", "p"])[found.argmax(1)] == labels).mean() > 0.8
-    with pytest.raises(ValueError, match="unknown or missing"):
-        discriminator.probabilities(rows, labels, classes=["p", "q"])

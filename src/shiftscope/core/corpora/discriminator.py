@@ -1,19 +1,19 @@
 """An out-of-fold discriminator of domains: every row is judged by a model that has not seen it.
 
-Two of them. `scores_of_labels` is a ridge regression on the label (Fisher's discriminant), whose out-of-fold scores for
-any labelling are linear in the labels: a permutation null costs one matrix product, no refitting. `probabilities` is a
-logistic regression for any number of domains, where p(domain | text) itself is asked for.
+A ridge regression on the label (Fisher's discriminant): its out-of-fold scores for any labelling are linear in the labels,
+so that a permutation null costs one matrix product and no refitting. Where p(domain | text) itself is asked for, over any
+number of domains, that is `latent.out_of_fold`.
 
 Source: Lopez-Paz and Oquab 2017, arXiv 1610.06545 (classifier two-sample test); Hastie, Tibshirani and Friedman 2009,
 section 7.10 (the held-out residuals of a linear smoother from its hat matrix).
 Deviation: AUC instead of accuracy, so that unequal corpora need no threshold.
 """
 
-# N rows, D dimensions, P labellings, C classes
+# N rows, D dimensions, P labellings
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,28 +90,3 @@ def auc_of_labels(rows_ND: ArrayLike, fold_N: NDArray[np.int64], ridge: float = 
         return auc_P[None]
 
     return statistic
-
-
-def probabilities(
-    rows_ND: ArrayLike, labels_N: ArrayLike, *, classes: Sequence[object], folds: int = 5, seed: int = 0, c: float = 0.3
-) -> Array:
-    """Out-of-fold p(domain | row) [N, C] of a logistic regression on standardised rows.
-
-    classes: the domains, in the order of the columns. c: inverse penalty of the weights.
-    Raises ValueError where a label is no class, or a class has fewer than two rows.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    labels = np.asarray(labels_N)
-    place = {name: number for number, name in enumerate(classes)}
-    strange = sorted({str(label) for label in labels.tolist()} - {str(name) for name in classes})
-    if strange or len(set(labels.tolist())) < len(place):
-        raise ValueError(f"labels {strange or 'of some classes'} are unknown or missing: the classes are {list(place)}")
-    fold_N = stratified_folds(labels, folds, seed)
-    rows = standardised(rows_ND)
-    found_NC = np.zeros((len(rows), len(place)))
-    for fold in np.unique(fold_N):
-        model = LogisticRegression(C=c, max_iter=1000).fit(rows[fold_N != fold], labels[fold_N != fold])
-        columns = [place[name] for name in model.classes_.tolist()]
-        found_NC[np.ix_(fold_N == fold, columns)] = model.predict_proba(rows[fold_N == fold])
-    return found_NC
