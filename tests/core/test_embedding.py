@@ -102,6 +102,11 @@ def test_large_vectors_wait_in_a_temporary_file_and_are_the_same(folder, tmp_pat
     assert (embedding.read(tmp_path / "v.parquet", "v", limit=4200).rows_ND == vectors[:4200]).all()
 
 
+def test_a_shard_of_vectors_has_nothing_to_do_and_says_so(tmp_path):
+    with pytest.raises(ValueError, match="all corpora are vectors"):
+        embedding.embedded([embedding.read(np.ones((4, 2)), "c")], None, parts=Parts(tmp_path, shard=(0, 2)))
+
+
 def test_a_disk_that_is_too_small_for_the_vectors_is_named():
     with pytest.raises(ValueError, match=r"take 4e\+09 GB, and .* GB free: set TMPDIR"):
         embedding._room(10**12, 10**6)

@@ -480,7 +480,8 @@ def _verdict(figures: Mapping[str, Figure], names: Sequence[str]) -> list[str]:
 def _placed(who: str, whose: str, name: str, figures: Mapping[str, Figure], figure: str, p: float) -> str:
     q = figures[figure]
     said = f"(Q = {float(q.value):.3g}, 95 % interval {q.low:.3g} to {q.high:.3g}, permutation p = {p:.2g})"
-    if p >= LEVEL and figures[f"{figure}_p_permutation"].n < q.n and not q.low <= 0.5 <= q.high:
+    within = q.low is not None and q.high is not None and q.low <= 0.5 <= q.high
+    if p >= LEVEL and figures[f"{figure}_p_permutation"].n < q.n and not within:
         ranked = float(figures[f"{figure}_p_two_sided"].value)
         return (
             f"By depth in {name}, all {q.n:,} texts show a shift of {who} {said[:-1]}, rank-sum p = {ranked:.2g}) that is too "

@@ -400,9 +400,13 @@ def embedded(
 ) -> list[Corpus]:
     """The corpora with a vector for every row, made in parts where they only have texts (the last work of a shard).
 
-    encoder: as `opened` gives it. Raises ValueError where corpora differ in width.
+    encoder: as `opened` gives it. Raises ValueError where corpora differ in width, or a shard has no text to embed.
     """
     todo = [place for place, each in enumerate(found) if not each.rows_ND.shape[1]]
+    if not todo and parts is not None and parts.shard[1] > 1:
+        raise ValueError(
+            "--shard and --ray share out the embedding of texts, and all corpora are vectors: leave them out"
+        )
     place_N = np.repeat(np.array(todo, dtype=np.int32), [len(found[place].ids) for place in todo])
     row_N = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(found[place].ids)) for place in todo)])
     length_N = np.array([len(text) for place in todo for text in found[place].texts or ()], dtype=np.int64)
