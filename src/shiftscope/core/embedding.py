@@ -283,7 +283,9 @@ def _vectors(path: Path, name: str, field: str, limit: int | None) -> Corpus:
     count = min(file.metadata.num_rows, limit or file.metadata.num_rows)
     has_text = field in file.schema_arrow.names
     rows_ND: Rows = np.zeros((0, 0), dtype=np.float32)
-    texts, records, start = [], [], 0
+    texts: list[Any] = []
+    records: list[dict[str, Any]] = []
+    start = 0
     for batch in file.iter_batches(BLOCK_ROWS):
         batch = batch.slice(0, count - start)
         if not len(batch):
