@@ -221,6 +221,7 @@ def test_the_page_gets_histograms_a_map_the_driving_texts_and_a_sample_is_named(
     found = corpora(*planted(), chance=Chance(permutations=99, sample=50), shown=3)
     assert [panel.kind for panel in found.panels] == ["line", "line", "points", "table", "table"]
     assert len(found.panels[2].table) == 100
+    assert {panel.table["corpus"][0].as_py() for panel in found.panels[:3]} == {"A"}  # one colour each on all charts
     assert len(found.panels[3].table) == 6
     assert any("at most 50 texts" in note for note in found.notes)
     found.save(tmp_path)

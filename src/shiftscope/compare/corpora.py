@@ -351,6 +351,7 @@ def _charts(
     place = {name: table[name].to_numpy(zero_copy_only=False) for name in ("map_x", "map_y")}
     drawn_N = np.isfinite(place["map_x"]) & (first_N | second_N)
     order = np.random.default_rng(0).permutation(np.flatnonzero(drawn_N))  # neither corpus lies on top of the other
+    order = np.roll(order, -int(np.argmax(first_N[order])))  # A is met first, so that it has the same colour everywhere
     series = np.where(second_N[order], names[1], names[0])
     ordered = {"x": place["map_x"][order], "y": place["map_y"][order], "corpus": series}
     ordered["text"] = [_shown(table, row) for row in order.tolist()]
