@@ -308,7 +308,7 @@ def test_settings_that_do_not_fit_are_one_sentence(settings, sentence):
 
 
 def test_tasking_refuses_what_contradicts_itself():
-    for settings in ({"levels": 0}, {"majority": ("a(b)", "b(a)")}, {"anchor": ("a(b)",)}):
+    for settings in ({"levels": 0}, {"width": 0}, {"majority": ("a(b)", "b(a)")}, {"anchor": ("a(b)",)}):
         with pytest.raises(ValueError, match=r"must be at least 1|go together|give test as well"):
             Tasking(**settings)
 

@@ -45,21 +45,24 @@ class Tasking:
     """Which tasks to make; none by default.
 
     test: slices of one class to test on, while it trains on its other slices, near to far. anchor: slices of the other
-    class to train on (default: those in the tested contexts). levels: how many such tasks. majority, minority: two slices
-    each, of the same two classes, for tasks with few minority items. counts: minority items per class. seed: of the draws.
+    class to train on (default: those in the tested contexts). levels: how many such tasks. width: neighbours in distance
+    that one such task trains on together (the paper's tasks: 2). majority: two slices, of two classes, that training mostly
+    holds; minority: two slices of the same classes that it holds few items of. counts: minority items per class. seed: of
+    the draws.
     """
 
     test: tuple[str, ...] = ()
     anchor: tuple[str, ...] = ()
     levels: int = 4
+    width: int = shifting.WIDTH
     majority: tuple[str, ...] = ()
     minority: tuple[str, ...] = ()
     counts: tuple[int, ...] = shifting.MINORITY_COUNTS
     seed: int = shifting.SEED
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels is {self.levels}: it must be at least 1")
+        if min(self.levels, self.width) < 1:
+            raise ValueError(f"levels is {self.levels} and width {self.width}: both must be at least 1")
         if bool(self.majority) != bool(self.minority):
             raise ValueError("majority and minority go together: give two slices to each")
         if self.anchor and not self.test:
@@ -190,8 +193,8 @@ def _distances(maps: Mapping[str, Map], graphing: Graphing) -> Result:
     table = pa.table(columns, schema=pa.schema(list(zip(columns, types, strict=True))))
     known = np.array([d for d in columns["distance"] if d is not None])
     figures = {"pairs": Figure(len(table), "count", len(maps))}
-    if len(known):
-        figures["unconnected_pairs_share"] = statistics.share_figure(int(np.isinf(known).sum()), len(known))
+    if len(known):  # all pairs there are, and not independent ones: no interval
+        figures["unconnected_pairs_share"] = Figure(float(np.isinf(known).mean()), "share", len(known))
     verdict = [_farthest(subject, one) for subject, one in maps.items()] if len(maps) <= MAPS else []
     most = sorted(maps, key=lambda subject: -len(maps[subject].groups))[:MAPS]
     panels = [draw(subject, maps[subject], graphing) for subject in most for draw in (_graph, _heat)]
@@ -268,6 +271,7 @@ def _tasks(table: SliceTable, maps: Mapping[str, Map], tasking: Tasking, classes
             test=tasking.test,
             anchor=anchor,
             levels=tasking.levels,
+            width=tasking.width,
             seed=tasking.seed,
         )
     if tasking.majority:
@@ -325,7 +329,7 @@ def _whole(
         "slices_per_class": statistics.mean_figure(per_class, unit="count"),
         "communities": Figure(sum(int(one.community_S.max()) + 1 for one in maps.values()), "count", len(table)),
         "items_in_a_slice_share": statistics.share_figure(inside, len(whole.ids)),
-        "disconnected_classes_share": statistics.share_figure(len(split), len(maps)),
+        "disconnected_classes_share": Figure(len(split) / len(maps), "share", len(maps)),
     }
     if ambiguous:
         figures["ambiguous_items"] = Figure(ambiguous, "count", len(whole.ids))

@@ -24,7 +24,7 @@ def contexts() -> tuple[SliceTable, list[list[str]], np.ndarray]:
 
 def test_domain_tasks_go_from_near_to_far_with_equal_sizes_and_no_tested_item_in_training():
     table, groups, distance = contexts()
-    tasks = shifting.domain(table, groups, distance, test=["dog(0)"], anchor=["cat(0)"], levels=3)
+    tasks = shifting.domain(table, groups, distance, test=["dog(0)"], anchor=["cat(0)"], levels=3, width=1)
     assert [task.level for task in tasks] == [1, 3, 4]  # the nearest, one between, the farthest
     tested = set(table.ids_of("dog(0)"))
     sizes = set()
@@ -51,8 +51,22 @@ def test_tasks_are_the_same_for_the_same_seed_and_others_for_another():
 def test_unconnected_training_slices_are_infinitely_far_and_come_last():
     table, groups, distance = contexts()
     distance[2, :] = distance[:, 2] = np.inf
-    tasks = shifting.domain(table, groups, distance, test=["dog(0)"], anchor=["cat(0)"], levels=9)
+    tasks = shifting.domain(table, groups, distance, test=["dog(0)"], anchor=["cat(0)"], levels=9, width=1)
     assert [task.level for task in tasks] == [1, 3, 4, np.inf]
+
+
+def test_a_task_of_the_paper_trains_on_two_slices_and_its_level_is_the_mean_of_their_distances():
+    table, groups, distance = contexts()
+    tasks = shifting.domain(table, groups, distance, test=["dog(0)"], anchor=["cat(0)"], levels=9)
+    assert [task.level for task in tasks] == [1.5, 2.5, 3.5]
+    tested = set(table.ids_of("dog(0)"))
+    for task, pair in zip(tasks, ((1, 2), (2, 3), (3, 4)), strict=True):
+        name = " + ".join(f"dog({n})" for n in pair)
+        both = set().union(*(table.ids_of(f"dog({n})") for n in pair)) - tested
+        assert ids(table, task.train["dog", name]) <= both
+        assert len(task.train["dog", name]) == len(task.train["cat", "cat(0)"]) == 60  # the cats are the fewest
+    (all_,) = shifting.domain(table, groups, distance, test=["dog(0)"], anchor=["cat(0)"], width=99)
+    assert all_.level == 2.5
 
 
 def test_a_task_without_anything_to_train_on_is_refused():

@@ -162,6 +162,12 @@ def test_without_a_subject_all_items_are_one_class_and_several_columns_name_thei
     }  # fmt: skip
 
 
+def test_a_missing_tag_of_a_data_frame_is_no_tag(tmp_path):
+    rows = pa.table({"id": ["x", "y"], "tags": pa.array([2.0, float("nan")]), "topic": pa.array(["a", None])})
+    pq.write_table(rows, tmp_path / "frame.parquet")
+    assert ids(tagged.read(tmp_path / "frame.parquet")) == {"all(2.0)": ["x"]}
+
+
 def test_pairs_make_every_tag_a_class():
     assert ids(tagged.read(RECORDS, Tagging(pairs=True))) == {"long(news)": ["x"], "news(long)": ["x"]}
 
@@ -181,6 +187,7 @@ def test_patterns_in_the_text_are_tags_and_need_no_tag_column():
         ({"patterns": ("no",)}, RECORDS, "not of the form name=regex"),
         ({"patterns": ("a=(",)}, RECORDS, "no regular expression"),
         ({}, [{"id": 1, "tags": []}], "none of the 1 items has a tag"),
+        ({"tags": ("topic",), "pairs": True}, [RECORDS[0]], "none of the 1 items has two tags"),
         ({}, [], "has no records"),
         ({}, ["x"], "is a str, not an object"),
         ({}, [{"id": 1, "tags": b"x"}], "holds a bytes"),

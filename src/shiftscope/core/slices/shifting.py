@@ -3,6 +3,8 @@
 Domain generalisation: one class trains on slices that lie nearer to or farther from the slice it is tested on.
 Subpopulation shift: each class has a majority and a minority context in training, and all four are tested alike.
 Source: arXiv 2202.06523, sections 4.1 and 4.2, and its published code.
+Deviation: a domain task trains on neighbours in the order of distance, where the published pairs were picked by hand; its
+level is the mean of their distances, as there.
 Deviation: all tasks of a series train on equally many items of each class, so that distance is not confounded with size.
 Deviation: items that lie in several of the four groups of a subpopulation task are left out, since a worst-group score
 needs each item's one group; the test is the head of the one seeded shuffle, not a second random split.
@@ -27,6 +29,7 @@ from shiftscope.core.slices.slices import SliceTable, parsed
 TEST_EACH, TRAIN_EACH, SEED = 144, 850, 42  # of the published subpopulation tasks
 MINORITY_CAP, MAJORITY_CAP = 294, 994  # items per group that they use
 MINORITY_COUNTS = (10, 50, 100)
+WIDTH = 2  # training slices of one published domain task
 
 
 @dataclass(frozen=True)
@@ -53,12 +56,14 @@ def domain(
     test: Sequence[str],
     anchor: Sequence[str],
     levels: int = 4,
+    width: int = WIDTH,
     seed: int = SEED,
 ) -> list[Task]:
-    """Tasks from near to far: the test class trains on one group of slices each, the other class always on `anchor`.
+    """Tasks from near to far: the test class trains on `width` groups of slices each, the other class always on `anchor`.
 
     table: slices without the items that are of both classes. groups: the test class's slices, one or several a group;
-    distance_GG: their distances. levels: tasks, evenly spaced by rank of distance, the nearest and the farthest included.
+    distance_GG: their distances. levels: tasks, evenly spaced by rank of distance, the nearest and the farthest included;
+    width: groups that follow each other in that order and make one task; fewer where there are no more.
     Items of the test slices are in no training set. Raises ValueError where no group is left to train on.
     """
     table.check([*test, *anchor])
@@ -70,23 +75,26 @@ def domain(
     if not far or not len(tested_groups):
         raise ValueError(f"there is no slice to train on beside the tested {' + '.join(test)}: give more contexts")
     ranked = sorted(far, key=lambda n: (far[n], n))
-    chosen = [ranked[round(place)] for place in np.linspace(0, len(ranked) - 1, min(levels, len(ranked)))]
+    width = min(width, len(ranked))
+    windows = len(ranked) - width + 1
+    starts = [round(place) for place in np.linspace(0, windows - 1, min(levels, windows))]
+    chosen = [ranked[start : start + width] for start in starts]
     anchored = np.setdiff1d(table.union(anchor), tested)
     if not len(anchored):
         raise ValueError(f"no item of {' + '.join(anchor)} is left to train on once the tested items are taken out")
-    size = min(len(anchored), *(len(left[n]) for n in chosen))
+    unions = [np.unique(np.concatenate([left[n] for n in together])) for together in chosen]
+    size = min(len(anchored), *map(len, unions))
     subject, other = parsed(test[0])[0], parsed(anchor[0])[0]
-    return [
-        Task(
-            f"{subject} on {' + '.join(groups[n])}", "domain", far[n],
-            {
-                (other, " + ".join(anchor)): _drawn(table, anchored, size, seed),
-                (subject, " + ".join(groups[n])): _drawn(table, left[n], size, seed),
-            },
-            {(subject, " + ".join(test)): tested},
-        )
-        for n in chosen
-    ]  # fmt: skip
+    tasks = []
+    for together, items in zip(chosen, unions, strict=True):
+        name = " + ".join(slice_ for n in together for slice_ in groups[n])
+        train = {
+            (other, " + ".join(anchor)): _drawn(table, anchored, size, seed),
+            (subject, name): _drawn(table, items, size, seed),
+        }
+        level = float(np.mean([far[n] for n in together]))
+        tasks.append(Task(f"{subject} on {name}", "domain", level, train, {(subject, " + ".join(test)): tested}))
+    return tasks
 
 
 def subpopulation(

@@ -38,8 +38,8 @@ class Tagging:
     tags: columns of records with tags in them (a value, a list of values, or a mapping); with several columns a tag is
     named column=value. subject: column that holds the class (or several); without one all items are of the class `all`. pairs:
     every tag of an item is a class too, with the item's other tags as contexts, as in scene graphs. id: column that names
-    an item, its number where a record has none. text, patterns: column with the item's text, and name=regex conditions on
-    it that are tags as well. attributes: of scene graphs read a(attribute) instead of a(other object).
+    an item, its number where a record has none. text: column with the item's text, for patterns. patterns: name=regex
+    conditions on the text that are tags as well. attributes: of scene graphs read a(attribute) instead of a(other object).
     """
 
     tags: tuple[str, ...] = ("tags",)
@@ -227,7 +227,10 @@ def _of_records(records: Sequence[Any], tagging: Tagging, where: str) -> SliceTa
         if name not in columns:
             raise ValueError(f"{where} has no column {name!r}: it has {', '.join(columns)}; name the columns with tags")
     ids = [str(record.get(tagging.id, number)) for number, record in enumerate(records)]
-    return slices.built(ids, (list(_pairs(record, tagging, patterns)) for record in records))
+    found = [list(_pairs(record, tagging, patterns)) for record in records]
+    if tagging.pairs and not any(found):
+        raise ValueError(f"none of the {len(ids)} items has two tags, and pairs needs two: name more columns with tags")
+    return slices.built(ids, found)
 
 
 def _pairs(
@@ -251,7 +254,7 @@ def values(value: Any, column: str) -> list[str]:
 
     Raises ValueError for anything else.
     """
-    if value is None or value == "":
+    if value is None or value == "" or value != value:  # NaN is what parquet from a data frame has where nothing is
         return []
     if isinstance(value, bool):
         return [str(value).lower()]
