@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from shiftscope.compare.subpopulations import Slicing, read_criteria, subpopulations
+from shiftscope.compare.subpopulations import Budget, Slicing, read_criteria, subpopulations
 from shiftscope.core.parts import Parts, ShardDone
 from shiftscope.core.slices.asking import open_backend
 from shiftscope.core.slices.assignment import Voting
@@ -206,15 +206,21 @@ def test_an_announced_cost_is_an_upper_bound_and_a_budget_refuses_before_anythin
         assert five["calls_asked"] + five["calls_replayed"] <= five["calls_at_most"] + five["calls_unfit"]
     records, _ = planted(30)
     model, said = Planted(), []
-    told = subpopulations(records, llm=model, estimate=True, **SMALL)
+    told = subpopulations(records, llm=model, budget=Budget(estimate=True), **SMALL)
     with pytest.raises(ValueError, match="more than --max-calls 100"):
-        subpopulations(records, llm=model, max_calls=100, **SMALL)
+        subpopulations(records, llm=model, budget=Budget(max_calls=100), **SMALL)
     assert model.calls == 0
     subpopulations(records, llm=model, criteria=KNOWN, advance=lambda *step: said.append((step, model.calls)))
     (stage, done, total), calls = said[0]
     assert (done, calls, total) == (0, 0, 30 * 3 * 5)
     assert "at most 450 calls" in stage
     assert told["calls_at_most"] > 450
+    lines, before = [], model.calls
+    subpopulations(records, llm=model, criteria=KNOWN, say=lambda line: lines.append((line, model.calls)))
+    ((line, calls),) = lines
+    assert calls == before  # nothing was asked yet
+    assert "at most 450 calls" in line
+    assert "not kept: give --out or --replay" in line
 
 
 def test_without_a_model_nothing_is_invented_and_the_four_kinds_are_named():

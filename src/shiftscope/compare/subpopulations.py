@@ -25,7 +25,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shiftscope.core import embedding, statistics
-from shiftscope.core.answers import Advance, Loading, identified
+from shiftscope.core.answers import Advance, identified
+from shiftscope.core.checkpoints import DTypeName
 from shiftscope.core.endpoint import Asking
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
@@ -65,6 +66,40 @@ class Slicing:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What asking may cost. estimate: only say how many calls and tokens the run would take. max_calls: refuse, before
+    anything is asked, a run that may take more calls than this.
+    """
+
+    estimate: bool = False
+    max_calls: int | None = None
+
+    def check(self, cost: Cost) -> None:
+        """Raises ValueError where a run may cost more than it is allowed to."""
+        if self.max_calls is not None and sum(cost.calls.values()) > self.max_calls:
+            raise ValueError(
+                f"this run takes {cost.sentence}: more than --max-calls {self.max_calls:,}; raise it, or lower --votes"
+            )
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How what runs here is run. encoder: the sentence encoder of --assign embedding (default: all-MiniLM-L6-v2 of the extra
+    `embed`). dtype: of a model:NAME, 'auto' is float32 on a CPU, its own on an accelerator. device: 'auto' is cuda where there
+    is one. batch_size: texts of one forward.
+    """
+
+    encoder: str | None = None
+    dtype: DTypeName = "auto"
+    device: str = "auto"
+    batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
+
+
+@dataclass(frozen=True)
 class Run:
     """How a model was used. cost: what was announced; asker: what was asked; structure: None where criteria were given."""
 
@@ -79,19 +114,18 @@ def subpopulations(
     llm: str | Backend | Function | None = None,
     criteria: Path | Mapping[str, Any] | None = None,
     assign: Assign = "model",
-    encoder: str | None = None,
-    estimate: bool = False,
-    max_calls: int | None = None,
     seed: int = 0,
     reading: Reading = Reading(),
     discovery: Discovery = Discovery(),
     refining: Refining = Refining(),
     voting: Voting = Voting(),
     slicing: Slicing = Slicing(),
-    loading: Loading = Loading(),
+    budget: Budget = Budget(),
+    computing: Computing = Computing(),
     asking: Asking = Asking(),
     parts: Parts | None = None,
     advance: Advance | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Result:
     """Find the subpopulations of a collection of texts, sort every text, and test which of them stand out.
 
@@ -100,10 +134,8 @@ def subpopulations(
     criteria: a JSON file of dimensions and their attributes (or the summary.json of an earlier run); nothing is then
         discovered.
     assign: how texts are sorted: by votes of the model, or without one, by words or by embedding, to given criteria.
-    encoder: the sentence encoder of --assign embedding (default: all-MiniLM-L6-v2 of the extra `embed`).
-    estimate: only say how many calls and tokens the run would take.
-    max_calls: refuse, before anything is asked, a run that may take more calls than this.
     seed: of the texts shown, the order of options and the model's draws.
+    say: what takes the cost, and where answers are kept, before anything is asked.
     Returns a Result whose table has one row per item: its attribute on every dimension, and its weight.
     Raises ValueError, in one sentence, where no model is given, for malformed texts, criteria or answers.
     """
@@ -112,28 +144,18 @@ def subpopulations(
     parts = parts or Parts()
     bodies = [item.text for item in items]
     if assign != "model":
-        return _without_model(items, words, assign, encoder, texts, slicing, loading.batch_size)
+        return _without_model(items, words, assign, texts, slicing, computing)
     cost = structure.cost(bodies, discovery, refining, voting, words)
-    if estimate:
+    if budget.estimate:
         return _estimated(cost, len(items))
-    total = sum(cost.calls.values())
-    if max_calls is not None and total > max_calls:
-        raise ValueError(
-            f"this run takes {cost.sentence}: more than --max-calls {max_calls:,}; raise it, or lower --votes"
-        )
+    budget.check(cost)
     if words is None and parts.shard[1] > 1:
         raise ValueError("shards would each discover a structure of their own: discover once, then give --criteria")
     backend = open_backend(
-        llm, asking=asking, dtype=loading.dtype, device=loading.device, batch_size=loading.batch_size
+        llm, asking=asking, dtype=computing.dtype, device=computing.device, batch_size=computing.batch_size
     )
-    stage = f"asking {backend.model}: {cost.sentence}"
-    step: Callable[[int], None] | None = (
-        None if advance is None else lambda done: advance(stage, min(done, total), total)
-    )
-    if step:
-        step(0)
     replay = asking.replay or (None if parts.folder is None else parts.folder.parent / "answers.jsonl")
-    asker = Asker(backend, replay, step)
+    asker = Asker(backend, replay, _announced(backend, cost, replay, advance, say))
     made = None
     if words is None:
         made = structure.discover(asker, bodies, discovery, refining, voting, seed=seed)
@@ -167,10 +189,9 @@ def _without_model(
     items: Sequence[Item],
     words: Words | None,
     assign: Assign,
-    encoder: str | None,
     texts: Any,
     slicing: Slicing,
-    batch: int,
+    computing: Computing,
 ) -> Result:
     """Sort to given criteria by words or by embedding."""
     if words is None:
@@ -181,7 +202,8 @@ def _without_model(
     if assign == "words":
         rows, by = assignment.by_words(bodies, words), "words"
     else:
-        loaded = embedding.load(embedding.Embedding(encoder=encoder, batch_size=batch))
+        batch = computing.batch_size
+        loaded = embedding.load(embedding.Embedding(encoder=computing.encoder, batch_size=batch))
         texts_ND, _ = embedding.embed(loaded, bodies, batch)
         vectors = {
             dimension: {name: embedding.embed(loaded, shown, batch)[0].mean(0) for name, shown in attributes.items()}
@@ -190,6 +212,24 @@ def _without_model(
         rows, by = assignment.by_nearest(texts_ND, vectors), f"embedding {loaded.name}"
     settings = _provenance(texts, words, assign, slicing=_kept(slicing))
     return summarise(SortedTexts(items, rows, words, by), slicing, provenance=settings)
+
+
+def _announced(
+    backend: Backend,
+    cost: Cost,
+    replay: Path | None,
+    advance: Advance | None,
+    say: Callable[[str], None] | None,
+) -> Callable[[int], None] | None:
+    """Say what a run takes, and how its progress is shown."""
+    stage, total = f"asking {backend.model}: {cost.sentence}", sum(cost.calls.values())
+    kept = f"kept in {replay}" if replay else "not kept: give --out or --replay to go on after an interruption"
+    if say is not None:
+        say(f"{stage}; answers are {kept}\n")
+    if advance is None:
+        return None
+    advance(stage, 0, total)
+    return lambda done: advance(stage, min(done, total), total)
 
 
 def _sorted(

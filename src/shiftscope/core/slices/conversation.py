@@ -80,7 +80,8 @@ class Asker:
             self.asked += said.text is not None and not said.replayed
         self.replayed += len(requests) - len(open_)
         if self._silent >= GIVE_UP_AFTER:
-            problem = next(said.problem for said in reversed(fresh.values()) if said.problem)
+            problems = [said.problem for said in fresh.values() if said.problem]
+            problem = next((one for one in problems if not one.startswith("not asked")), problems[-1])
             kept = f"; the {len(self._known)} answers so far are kept in {self.path}" if self.path else ""
             raise ValueError(
                 f"{self.backend.model} left {self._silent} requests in a row without answer: {problem}{kept}"

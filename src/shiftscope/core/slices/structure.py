@@ -29,7 +29,8 @@ FRAME_WORDS = 90  # of a prompt without its texts
 class Discovery:
     """How the structure is found.
 
-    dimension_rounds, attribute_rounds: rounds of proposals (the latter for each dimension). round_texts: texts shown in each.
+    dimension_rounds: rounds of proposals for dimensions. attribute_rounds: the same for the attributes of each dimension.
+    round_texts: texts shown in each.
     proposals: dimensions asked for in a round. keep_share: a dimension stays that more than this share of rounds named.
     max_dimensions: at most so many, the most named ones. max_attributes: proposed for a dimension in one round.
     temperature: of all proposals.
