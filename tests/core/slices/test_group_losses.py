@@ -109,11 +109,11 @@ def pets(seed: int) -> tuple[SliceTable, torch.Tensor, torch.Tensor, torch.Tenso
 
 
 def trained(kind: str, x: torch.Tensor, label: torch.Tensor, group: torch.Tensor, seed: int) -> torch.nn.Module:
-    """A linear model after 300 full-batch steps of one loss."""
+    """A linear model after 150 full-batch steps of one loss."""
     torch.manual_seed(seed)
     model = torch.nn.Linear(x.shape[1], 2)
-    optimizer, weight = torch.optim.Adam(model.parameters(), lr=0.02, weight_decay=1e-3), torch.full((4,), 0.25)
-    for _ in range(300):
+    optimizer, weight = torch.optim.Adam(model.parameters(), lr=0.04, weight_decay=1e-3), torch.full((4,), 0.25)
+    for _ in range(150):
         loss = functional.cross_entropy(model(x), label, reduction="none")
         total = group_losses.erm(loss)
         if kind == "group_dro":
@@ -138,5 +138,5 @@ def test_on_a_subpopulation_task_group_dro_lifts_the_worst_group_above_the_plain
             average[kind].append(scores.average.value)
     assert (
         min(np.subtract(worst["group_dro"], worst["erm"])) > 0.2
-    )  # measured 0.33-0.39: 0.82 against 0.45, in the mean
+    )  # measured 0.33-0.39 after 300 steps
     assert np.mean(average["group_dro"]) > np.mean(average["erm"])  # the test is balanced

@@ -65,8 +65,8 @@ def irm(
 
 
 def coral(features: Sequence[Tensor]) -> Tensor:
-    """How far the groups' features lie apart: gap of means plus gap of covariances, mean squared. Added to the loss, with weight 1
-    in the paper's runs.
+    """How far the groups' features lie apart: gap of means plus gap of covariances, mean squared. Add it to the loss, with weight
+    1 in the paper's runs.
 
     features: one [B, D] tensor a group; the mean is over all pairs of groups. Raises ValueError for fewer than two groups, or
     a group with fewer than two items, whose covariance is not defined.
@@ -97,7 +97,7 @@ def cdann(group_logits_BG: Tensor, group_B: Tensor, label_B: Tensor) -> Tensor:
 
 def reversed_gradient(features_BD: Tensor, strength: float = 1.0) -> Tensor:
     """The features themselves; backwards, their gradient times -strength."""
-    found: Tensor = _Reversed.apply(features_BD, strength)  # type: ignore[no-untyped-call]
+    found: Tensor = _Reversed.apply(features_BD, strength)
     return found
 
 
