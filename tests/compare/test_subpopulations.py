@@ -366,6 +366,7 @@ def test_classes_made_of_different_attributes_are_told_apart():
     found = subpopulations(records, criteria=WORDS, assign="words", reading=Reading(label="source"))
     clear = {row["slice"] for row in found.panels[-1].table.to_pylist() if row["q"] < 0.05}
     assert clear == {f"{side}: place: {name}" for side in ("left", "right") for name in TRUTH["place"]}
+    assert "The classes differ in 4 of 12 attributes" in found.verdict[-1]  # each once, not once for each class
 
 
 # ---- texts as they are: the standard library's documentation, whose modules say what it is about -------------------------
