@@ -391,7 +391,8 @@ def _verdict(
         names = [f"{dimension}: {name}" for dimension, known in found.words.items() for name in known]
         differing = [name for name in names if any(row["slice"].endswith(f": {name}") for row in clear)]
         said.append(
-            f"The classes differ in {len(differing)} of {len(names)} attributes; most: {clear[0]['slice']}, {clear[0]['rate']:.1%} against "
+            f"The classes differ in {len(differing)} of {len(names)} attributes; "
+            f"most: {clear[0]['slice']}, {clear[0]['rate']:.1%} against "
             f"{clear[0]['rate_elsewhere']:.1%} elsewhere." if clear else "The classes do not differ in any attribute."
         )  # fmt: skip
     return said
