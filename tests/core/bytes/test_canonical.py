@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from shiftscope.core import checkpoints
 from shiftscope.core.bytes import byte_law, canonical, token_bytes
@@ -89,6 +90,23 @@ def words(letters, unigram):
     return tokenizer
 
 
+def with_added(rule, letters, *contents):
+    """A byte-level BPE that looks for these texts before it cuts."""
+    tokenizer = byte_level(rule, letters)
+    tokenizer.add_tokens([AddedToken(content, normalized=False) for content in contents])
+    return tokenizer
+
+
+def taking_whole(rule, letters, *pieces):
+    """A byte-level BPE that takes a pre-token which is in its vocabulary as it is; no merge makes these pieces."""
+    spec = json.loads(byte_level(rule, letters).to_str())
+    vocabulary = spec["model"]["vocab"]
+    assert not set(pieces) & set(vocabulary)
+    vocabulary |= {piece: len(vocabulary) + number for number, piece in enumerate(pieces)}
+    spec["model"]["ignore_merges"] = True
+    return Tokenizer.from_str(json.dumps(spec))
+
+
 # name -> (tokenizer, letters of the texts that are enumerated, letters that may follow them)
 FAMILIES = {
     "gpt2, blanks": (lambda: byte_level(GPT2, WIDE), "ab \n1", WIDE),
@@ -98,6 +116,10 @@ FAMILIES = {
     "llama3, contractions": (lambda: byte_level(LLAMA3, WIDE + "s"), "aAs' ", WIDE + "s"),
     "o200k, blanks": (lambda: byte_level(O200K, WIDE), "aA \n.", WIDE),
     "o200k, contractions": (lambda: byte_level(O200K, WIDE + "s"), "aAs'", WIDE + "s"),
+    "added tokens": (lambda: with_added(LLAMA3, WIDE, "a1", "a1b", "bb", "1 a"), "ab1 ", WIDE),
+    "added blanks": (lambda: with_added(GPT2, WIDE, "  ", "    ", "\n\n"), "a \n", WIDE),
+    "taken whole": (lambda: taking_whole(LLAMA3, WIDE, "Aba", "Ġbab", "11.", "Ċ1", "aab"), "abA1 ", WIDE),
+    "taken whole, blanks": (lambda: taking_whole(GPT2, WIDE, "ĊĠĠ", "ĠĊĠ", "Ġaa", "bĊ"), "ab \n", WIDE),
     "composed characters": (lambda: byte_level(LLAMA3, "ae é\u0301\u0303.1", normalizers.NFC()), "ae\u0301", "ae é\u0301.1"),
     "sentencepiece": (lambda: sentencepiece(WIDE), "ab 1\n", WIDE + "z"),
     "marked once": (lambda: sentencepiece("ab 1\n", ("first", False)), "ab \n", "ab 1\nz"),

@@ -7,7 +7,8 @@ Source: arXiv 2410.09303 (valid encodings). Pairs of BPE tokens: two neighbours 
 them fires before one side consumes the symbol at the seam (the spines of their merge trees).
 Deviation: the paper re-encodes; here the merges of a pre-token decide, and the pre-tokenizer is asked only about classes
 of characters, with witness continuations, because rules that look ahead (`\\s+(?!\\S)`) cut a text by what follows it.
-A piece that no merge makes counts as unreachable, also where the tokenizer would take it whole (`ignore_merges`).
+Tokenizers with `ignore_merges` take a pre-token that is in the vocabulary as it is: a piece that no merge makes is then a whole
+pre-token, and no other tokens spell that one.
 """
 
 # V ids of the model
@@ -23,6 +24,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shiftscope.core.bytes.added_words import AddedValidity, plain
 from shiftscope.core.bytes.character_classes import WITNESSES, completions, compressed, pattern
 from shiftscope.core.bytes.merge_pairs import Merges
 from shiftscope.core.bytes.normal_form import NormalForm, begun_character, last_character
@@ -30,6 +32,7 @@ from shiftscope.core.bytes.token_bytes import MARK, TokenBytes, complete, step_t
 from shiftscope.core.bytes.word_ends import WordEndValidity
 
 Mask = NDArray[np.bool_]
+Cuts = tuple[tuple[int, bool], ...]
 State = Any  # hashable; made by a Validity, meant for it alone
 Support = Literal["canonical", "unmasked", "all"]
 
@@ -64,14 +67,21 @@ def validity(tokens: TokenBytes, support: Support = "canonical") -> Validity:
     if tokens.trail:
         return WordEndValidity(tokens)
     spec = json.loads(tokens.plain.to_str())
-    merges = tokens.family == "BPE" and not adds_words(spec)
-    own: Validity = MergeValidity(tokens, spec) if merges else WindowValidity(tokens, spec)
+    if tokens.family == "BPE" and (not tokens.added or finds_added(tokens, spec)):
+        own: Validity = MergeValidity(tokens, spec)
+        own = AddedValidity(tokens, own) if tokens.added else own
+    else:
+        own = WindowValidity(tokens, spec)
     return LedValidity(tokens, own) if tokens.lead else own
 
 
-def adds_words(spec: dict[str, Any]) -> bool:
-    """Whether a tokenizer reads added tokens in a text, beside its special ones."""
-    return any(not token["special"] for token in spec["added_tokens"])
+def finds_added(tokens: TokenBytes, spec: dict[str, Any]) -> bool:
+    """Whether added tokens are read wherever their own bytes stand, with nothing in front of the stretches between them."""
+    normalizer = tokens.plain.normalizer
+    kept = normalizer is None or all(
+        normalizer.normalize_str(each["content"]) == each["content"] for each in spec["added_tokens"] if each["normalized"]
+    )
+    return kept and not tokens.lead and all(map(plain, spec["added_tokens"]))
 
 
 class Anything:
@@ -155,11 +165,15 @@ class MergeValidity:
         ]
         step = json.dumps(spec.get("pre_tokenizer"))
         splits = bool(cutting) or '"use_regex": true' in step or '"split": true' in step
-        self._cutter = tokens.plain.pre_tokenizer if splits else None
+        self._cutter = tokens.plain.pre_tokenizer if splits and not _is_void(tokens, spec) else None
+        ignores = bool(spec["model"].get("ignore_merges")) and self._cutter is not None
+        self._whole_V = tokens.spelled_V & ~self.merges.reachable_V & ignores
+        self._whole_V[list(tokens.added)] = False
+        self._taken = {tokens.spelled[token] for token in np.flatnonzero(self._whole_V).tolist()}
         self.start: State = (-1, b"", (), b"")
         self._fallback = {} if tokens.byte_level else self._byte_pieces()
         self._patterns: dict[bool, tuple[list[bytes], NDArray[np.int64]]] = {}
-        self._flags: dict[tuple[Hashable, bytes], tuple[bool, bool]] = {}
+        self._flags: dict[tuple[Hashable, ...], tuple[bool, bool]] = {}
         self.row = lru_cache(maxsize=512)(self._row)
         self._trimmed = lru_cache(maxsize=65536)(self._trim)
         self._live = lru_cache(maxsize=65536)(self._is_live)
@@ -171,12 +185,15 @@ class MergeValidity:
     @cached_property
     def _characters(self) -> set[bytes]:
         """Characters that have a piece of their own: byte tokens never spell them."""
-        return {p.replace(MARK, " ").encode() for p in self.merges.pieces if p and len(p) == 1}
+        own = {p.replace(MARK, " ").encode() for p in self.merges.pieces if p and len(p) == 1}
+        return own | {MARK.encode()} if b" " in own else own
 
     def allows(self, state: State, token: int) -> bool:
         last, tail, cuts, begun = state
         text = self.tokens.spelled[token]
-        if text is None or not self.merges.reachable_V[token] or (last < 0 and not self._leads(text)):
+        if text is None or not (self.merges.reachable_V[token] or self._whole_V[token]):
+            return False
+        if last < 0 and not self._leads(text):
             return False
         if (self._fallback and self._begun(begun, token) is None) or not self._live(token):
             return False
@@ -185,7 +202,8 @@ class MergeValidity:
         joins = last < 0 or self.merges.pair(last, token)
         if self._cutter is None:
             return joins
-        apart, together = self._cut(tail, cuts, text)
+        kind = pattern(text, b"'" in tail[-3:] or "’".encode() in tail[-5:])
+        apart, together = self._cut_of_class(tail, cuts, kind, self._torn(tail, cuts))
         return apart or (together and joins)
 
     def step(self, state: State, token: int) -> State | None:
@@ -207,7 +225,7 @@ class MergeValidity:
             text = tail.decode()
         except UnicodeDecodeError:
             return False
-        return self._agrees(self._boundaries(text), cuts, len(tail))
+        return self._agrees(self._boundaries(text), cuts, len(tail), self._torn(tail, cuts))
 
     @cached_property
     def _open_ended(self) -> list[int]:
@@ -252,8 +270,9 @@ class MergeValidity:
         mask = joins.copy()
         if self._cutter is not None:
             kinds, kind_V = self._classes(b"'" in tail[-3:] or "’".encode() in tail[-5:])
-            flags = np.array([self._cut_of_class(tail, cuts, kind) for kind in kinds] + [(False, False)])
-            mask = self.merges.reachable_V & (flags[kind_V, 0] | (flags[kind_V, 1] & joins))
+            torn = self._torn(tail, cuts)
+            flags = np.array([self._cut_of_class(tail, cuts, kind, torn) for kind in kinds] + [(False, False)])
+            mask = flags[kind_V, 0] | (flags[kind_V, 1] & joins)
         for token in self._open_ended:
             mask[token] &= self._live(token)
         if self._form is not None:
@@ -275,22 +294,37 @@ class MergeValidity:
             index: dict[bytes, int] = {}
             kind_V = np.full(self.tokens.size, -1)
             for token, text in enumerate(self.tokens.spelled):
-                if text is not None and self.merges.reachable_V[token]:
+                if text is not None and (self.merges.reachable_V[token] or self._whole_V[token]):
                     kind_V[token] = index.setdefault(pattern(text, raw), len(index))
             self._patterns[raw] = list(index), kind_V
         return self._patterns[raw]
 
-    def _cut(self, tail: bytes, cuts: tuple[tuple[int, bool], ...], text: bytes) -> tuple[bool, bool]:
-        return self._cut_of_class(tail, cuts, pattern(text, b"'" in tail[-3:] or "’".encode() in tail[-5:]))
+    def _torn(self, tail: bytes, cuts: Cuts) -> tuple[tuple[int, int], ...]:
+        """Stretches of the tail, of several tokens, that the tokenizer would take as one if they were a pre-token."""
+        if not self._taken or not cuts:
+            return ()
+        places = [0, *(place for place, _ in cuts), len(tail)]
+        return tuple(
+            (low, high)
+            for first, low in enumerate(places)
+            for high in places[first + 2 :]
+            if tail[low:high] in self._taken
+        )
 
-    def _cut_of_class(self, tail: bytes, cuts: tuple[tuple[int, bool], ...], text: bytes) -> tuple[bool, bool]:
+    def _cut_of_class(
+        self, tail: bytes, cuts: Cuts, text: bytes, torn: tuple[tuple[int, int], ...]
+    ) -> tuple[bool, bool]:
         """Whether some continuation cuts before `text`, and whether some does not, with no cut inside it and the past kept."""
-        tail, cuts = compressed(tail, cuts)
-        key = (tail, cuts), text
+        short, moved = compressed(tail, cuts)
+        if torn:
+            place = dict(zip((0, *(p for p, _ in cuts), len(tail)), (0, *(p for p, _ in moved), len(short)), strict=True))
+            torn = tuple((place[low], place[high]) for low, high in torn)
+        key = short, moved, text, torn
         if key not in self._flags:
-            seam, whole, found = len(tail), tail + text, [False, False]
+            seam, whole, found = len(short), short + text, [False, False]
             for boundaries in self._continued(whole):
-                if self._agrees(boundaries, cuts, seam) and not any(seam < place < len(whole) for place in boundaries):
+                fits = self._agrees(boundaries, moved, seam, torn)
+                if fits and not any(seam < place < len(whole) for place in boundaries):
                     found[0 if seam in boundaries or not seam else 1] = True
                 if all(found) or (found[0] and not seam):
                     break
@@ -298,11 +332,16 @@ class MergeValidity:
         return self._flags[key]
 
     @staticmethod
-    def _agrees(boundaries: frozenset[int], cuts: tuple[tuple[int, bool], ...], end: int) -> bool:
-        """Whether tokens with these seams fit a pre-tokenizer's boundaries below `end`."""
+    def _agrees(boundaries: frozenset[int], cuts: Cuts, end: int, torn: tuple[tuple[int, int], ...]) -> bool:
+        """Whether tokens with these seams fit a pre-tokenizer's boundaries up to `end`; no torn stretch is a pre-token."""
         seams = {place for place, _ in cuts}
         inside = {place for place in boundaries if 0 < place < end}
-        return inside <= seams and all(joins or place in inside for place, joins in cuts)
+        if not inside <= seams or not all(joins or place in inside for place, joins in cuts):
+            return False
+        return not any(
+            (low in inside or not low) and high in boundaries and not any(low < place < high for place in inside)
+            for low, high in torn
+        )
 
     def _continued(self, text: bytes) -> Any:
         """The pre-tokenizer's boundaries (byte places) in text followed by each witness; nothing where it is no UTF-8."""
@@ -319,16 +358,16 @@ class MergeValidity:
         normal = text if self._normalizer is None else self._normalizer.normalize_str(text)
         if len(normal) != len(text):
             normal = text
-        pieces = self._cutter.pre_tokenize_str(normal)  # type: ignore[union-attr]
+        starts = [span[0] for _, span in self._cutter.pre_tokenize_str(normal)]  # type: ignore[union-attr]
         if text.isascii():
-            return frozenset(span[0] for _, span in pieces)
+            return frozenset((*starts, len(text)))
         places = np.cumsum([0, *(len(character.encode()) for character in text)])
-        return frozenset(int(places[span[0]]) for _, span in pieces)
+        return frozenset(places[[*starts, len(text)]].tolist())
 
-    def _trim(self, tail: bytes, cuts: tuple[tuple[int, bool], ...]) -> tuple[bytes, tuple[tuple[int, bool], ...]]:
+    def _trim(self, tail: bytes, cuts: Cuts) -> tuple[bytes, Cuts]:
         """The tail from the last cut on up to which nothing that may follow changes the boundaries."""
         every = list(self._continued(tail))
-        inside = [{place for place in boundaries if place <= len(tail)} for boundaries in every]
+        inside = [{place for place in boundaries if place < len(tail)} for boundaries in every]
         moved = set().union(*inside) - set.intersection(*inside) if inside else set()
         first = min(moved, default=len(tail) + 1)
         anchor = max((place for place in (inside[0] if inside else ()) if place < first), default=0)
@@ -348,7 +387,7 @@ class WindowValidity:
     def __init__(self, tokens: TokenBytes, spec: dict[str, Any]) -> None:
         step = json.dumps(spec.get("pre_tokenizer"))
         words = tokens.family in ("WordPiece", "WordLevel") or '"Whitespace' in step or '"split": true' in step
-        self.exact = words and not adds_words(spec)
+        self.exact = words and not tokens.added
         self.mode = "words" if self.exact else "window"
         self.tokens = tokens
         self.start: State = ()
@@ -391,6 +430,13 @@ class WindowValidity:
 
     def _row(self, state: State) -> Mask:
         return np.array([self.allows(state, token) for token in range(self.tokens.size)])
+
+
+def _is_void(tokens: TokenBytes, spec: dict[str, Any]) -> bool:
+    """Whether a pre-tokenizer looks for a string that the normaliser lets no text have (blanks that have become marks)."""
+    step, normalizer = spec["pre_tokenizer"], tokens.plain.normalizer
+    sought = step["pattern"].get("String") if step["type"] == "Split" else None
+    return sought is not None and normalizer is not None and sought not in normalizer.normalize_str(f"a{sought}a")
 
 
 def _witnesses(text: bytes) -> tuple[str, ...]:

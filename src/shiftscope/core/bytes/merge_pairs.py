@@ -21,6 +21,11 @@ from numpy.typing import NDArray
 from shiftscope.core.bytes.token_bytes import TokenBytes
 
 Mask = NDArray[np.bool_]
+Spine = list[tuple[str, float, float, float]]
+"""Symbols at one end of a piece while it is merged: when each is made and when it is consumed, and the rank that does it.
+
+Time is the highest rank that has fired, so that two pieces side by side merge in the order of it.
+"""
 
 
 class Merges:
@@ -30,8 +35,8 @@ class Merges:
     model: the tokenizer's description of its model, read from it if not given.
     reachable_V: which ids the merges make of their own characters. monotone: as follows.
 
-    Where merges fire in the order of their ranks (every trained BPE) the invalid successors of a token are listed from
-    the merge trees' spines; elsewhere (some converted SentencePiece models) each pair is merged on its own, once.
+    The invalid successors of a token are listed from the merge trees' spines. Where merges do not fire in the order of their
+    ranks (Llama 3's vocabulary, some converted SentencePiece models), the few pairs that this leaves open are merged, once.
     """
 
     def __init__(self, tokens: TokenBytes, model: dict[str, Any] | None = None) -> None:
@@ -44,8 +49,8 @@ class Merges:
         self._rank = {pair: rank for rank, pair in enumerate(pairs)}
         self.suffix: str = spec.get("end_of_word_suffix") or ""
         self.monotone = True
-        self._right: dict[int, list[tuple[str, float]]] = {}
-        left: dict[str, list[tuple[int, float]]] = {}
+        self._right: dict[int, Spine] = {}
+        left: dict[str, list[tuple[int, float, float, float]]] = {}
         self.reachable_V = np.zeros(tokens.size, dtype=bool)
         for token, piece in enumerate(self.pieces):
             if piece is None:
@@ -55,8 +60,8 @@ class Merges:
                 continue
             self.reachable_V[token] = True
             self._right[token] = spines[1]
-            for symbol, until in spines[0]:
-                left.setdefault(symbol, []).append((token, until))
+            for symbol, *life in spines[0]:
+                left.setdefault(symbol, []).append((token, *life))
         self._left = {
             symbol: tuple(np.array(column) for column in zip(*rows, strict=True)) for symbol, rows in left.items()
         }
@@ -77,40 +82,46 @@ class Merges:
         piece = self.pieces[token]
         return bool(self.suffix) and piece is not None and piece.endswith(self.suffix)
 
-    def _spines(self, piece: str) -> tuple[list[tuple[str, float]], list[tuple[str, float]]] | None:
-        """Symbols at the left and at the right end while a piece is merged, each with the rank that consumes it."""
-        if piece in self._fallback:
-            return [(piece, np.inf)], [(piece, np.inf)]
-        symbols, fired = self._symbols(piece), -1
-        left: list[tuple[str, float]] = []
-        right: list[tuple[str, float]] = []
+    def _spines(self, piece: str) -> tuple[Spine, Spine] | None:
+        """The left and the right spine of a piece; None where its merges do not make it."""
+        symbols = [piece] if piece in self._fallback else self._symbols(piece)
+        time, made = -1.0, [-1.0, -1.0]
+        spines: tuple[Spine, Spine] = ([], [])
         while len(symbols) > 1:
             ranks = [self._rank.get(pair, np.inf) for pair in pairwise(symbols)]
             place = int(np.argmin(ranks)) if len(ranks) > 8 else ranks.index(min(ranks))
             if ranks[place] == np.inf:
                 return None
-            self.monotone &= ranks[place] >= fired
-            fired = int(ranks[place])
-            if place == 0:
-                left.append((symbols[0], fired))
-            if place == len(symbols) - 2:
-                right.append((symbols[-1], fired))
+            self.monotone &= ranks[place] >= time
+            time = max(time, ranks[place])
+            for side, (end, symbol) in enumerate(((0, symbols[0]), (len(symbols) - 2, symbols[-1]))):
+                if place == end:
+                    spines[side].append((symbol, made[side], time, ranks[place]))
+                    made[side] = time
             symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
-        return [*left, (symbols[0], np.inf)], [*right, (symbols[0], np.inf)]
+        for side in (0, 1):
+            spines[side].append((symbols[0], made[side], np.inf, np.inf))
+        return spines
 
     def _row(self, token: int) -> Mask:
         """Which ids [V] may stand after `token` inside one pre-token."""
-        if not self.monotone:
-            return np.array([self._merged(token, other) for other in range(self._tokens.size)])
         valid = self.reachable_V.copy()
         if not valid[token] or self.ends_word(token):
             valid[:] = False
             return valid
-        for symbol, until in self._right[token]:
+        unsure: set[int] = set()
+        for symbol, born, gone, by in self._right[token]:
             for other, rank in self._following.get(symbol, ()):
-                if rank < until and other in self._left:
-                    ids, consumed = self._left[other]
-                    valid[ids[consumed >= rank].astype(np.int64)] = False
+                if rank > gone or other not in self._left:
+                    continue
+                ids, borns, gones, bys = self._left[other]
+                possible = (rank <= gones) & (born <= gones) & (borns <= gone)
+                fires = np.where(gone < gones, rank < by, np.where(gones < gone, rank <= bys, rank < np.minimum(by, bys)))
+                sure = possible & (born < gones) & (borns < gone) & fires
+                valid[ids[sure].astype(np.int64)] = False
+                unsure.update(ids[possible & ~sure].astype(np.int64).tolist())
+        for each in unsure:
+            valid[each] &= self._merged(token, each)
         return valid
 
     def pair(self, token: int, other: int) -> bool:
@@ -119,7 +130,7 @@ class Merges:
 
     def apart(self, token: int, symbol: str) -> bool:
         """Whether a symbol that nothing behind it can take (the end of a word) stays apart from the token before it."""
-        return not any(self._rank.get((end, symbol), np.inf) < until for end, until in self._right.get(token, ()))
+        return not any(self._rank.get((end, symbol), np.inf) < gone for end, _, gone, _ in self._right.get(token, ()))
 
     def _merged(self, token: int, other: int) -> bool:
         if not (self.reachable_V[token] and self.reachable_V[other]) or self.ends_word(token):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,8 @@ class TokenBytes:
     spelled: for each id of the model its bytes, None for special tokens and padding, which are never spelt.
     lead: bytes that the tokenizer puts in front of every text (a dummy space); trail: those behind every word (a blank,
     where tokens mark ends of words). probe: a letter that it knows. family: of the tokenizer.
-    plain: the tokenizer without that lead. backend: the tokenizer's own.
+    plain: the tokenizer without that lead. backend: the tokenizer's own. added: the ids that it finds in a text before it cuts
+    the rest, with the bytes it looks for.
     """
 
     spelled: tuple[bytes | None, ...] = field(repr=False)
@@ -51,6 +52,7 @@ class TokenBytes:
     ids_J: NDArray[np.int64] = field(repr=False)
     trail: bytes = b""
     probe: str = "a"
+    added: Mapping[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
@@ -177,31 +179,54 @@ def complete(text: bytes) -> tuple[bytes, bytes]:
     return text, b""
 
 
-def read(tokenizer: PreTrainedTokenizerBase | Tokenizer | str | Path, size: int | None = None) -> TokenBytes:
+def read(
+    tokenizer: PreTrainedTokenizerBase | Tokenizer | str | Path, size: int | None = None, *, spelt: Collection[str] = ()
+) -> TokenBytes:
     """The bytes of every token. size: ids of the model (default: the tokenizer's); ids beyond the tokenizer have none.
 
     tokenizer: of `transformers` or `tokenizers`, or the path of a tokenizer.json, a tekken.json or a SentencePiece model.
-    Raises ValueError for a tokenizer whose tokens are not made of bytes in a way that is known, naming what it is.
+    spelt: special tokens that a text may name, so that their names stand for them; all others are never spelt.
+    Raises ValueError for a tokenizer whose tokens are not made of bytes in a way that is known, naming what it is, and for
+    names that are no special tokens it reads in a text.
     """
     backend, special = backend_of(tokenizer)
     spec = json.loads(backend.to_str())
-    family = spec["model"]["type"]
+    family, pieces = spec["model"]["type"], backend.get_vocab(with_added_tokens=True)
     special |= {t["id"] for t in spec["added_tokens"] if t["special"]}
-    added = {t["id"]: t["content"].encode() for t in spec["added_tokens"] if not t["special"]}
+    _check_names(spelt, spec, backend)
+    special -= {t["id"] for t in spec["added_tokens"] if t["content"] in spelt}
+    added = {t["id"]: t["content"].encode() for t in spec["added_tokens"] if t["id"] not in special}
     spell = _speller(spec)
     table: dict[int, bytes] = {}
-    for piece, token in backend.get_vocab(with_added_tokens=True).items():
+    for piece, token in pieces.items():
         if token not in special and piece != spec["model"].get("unk_token"):
-            table[token] = added.get(token) or spell(piece)
-    size = max(backend.get_vocab(with_added_tokens=True).values()) + 1 if size is None else size
+            # runs of blanks that are added tokens written as marks are decoded like any other piece
+            own = token not in added or (MARK in piece and piece in spec["model"]["vocab"])
+            table[token] = spell(piece) if own else added[token]
+    size = max(pieces.values()) + 1 if size is None else size
     spelled = tuple(table.get(token) or None for token in range(size))
     order = sorted((text, token) for token, text in enumerate(spelled) if text is not None)
     trail = b" " if spec["model"].get("end_of_word_suffix") else b""
     lead, probe = _lead(backend, spelled, table, trail)
+    read_in_texts = {token: text for token, text in added.items() if token < size}
     return TokenBytes(
-        spelled, lead, family, "ByteLevel" in step_types(spec, "decoder", "pre_tokenizer"), _without_lead(spec, backend), backend,
-        [text for text, _ in order], np.array([token for _, token in order]), trail, probe,
+        spelled, lead, family, "ByteLevel" in step_types(spec, "decoder", "pre_tokenizer"),
+        _without_lead(spec, backend, special), backend, [text for text, _ in order],
+        np.array([token for _, token in order]), trail, probe, read_in_texts,
     )  # fmt: skip
+
+
+def _check_names(spelt: Collection[str], spec: dict[str, Any], backend: Tokenizer) -> None:
+    """Raise ValueError where a name is none of a special token that the tokenizer finds in a text."""
+    known = [token["content"] for token in spec["added_tokens"] if token["special"]]
+    for name in spelt:
+        if name not in known:
+            some = ", ".join(known[:8]) or "none"
+            raise ValueError(f"{name!r} is no special token of the tokenizer (it has {some}{', …' * (len(known) > 8)})")
+    if spelt and backend.encode_special_tokens:
+        raise ValueError(
+            f"the tokenizer never reads special tokens in a text, so that {next(iter(spelt))!r} cannot be spelt: leave it out"
+        )
 
 
 def backend_of(given: PreTrainedTokenizerBase | Tokenizer | str | Path) -> tuple[Tokenizer, set[int]]:
@@ -267,7 +292,7 @@ def step_types(spec: dict[str, Any], *parts: str) -> list[str]:
     return found
 
 
-def _without_lead(spec: dict[str, Any], backend: Tokenizer) -> Tokenizer:
+def _without_lead(spec: dict[str, Any], backend: Tokenizer, special: Collection[int]) -> Tokenizer:
     """The same tokenizer that puts nothing in front of a text, adds no special token and reads none."""
     from tokenizers import Tokenizer
 
@@ -291,7 +316,7 @@ def _without_lead(spec: dict[str, Any], backend: Tokenizer) -> Tokenizer:
 
     parts = {name: edited(spec[name]) for name in ("normalizer", "pre_tokenizer")}
     plain = {**spec, **parts, "post_processor": None, "truncation": None, "padding": None}
-    plain["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
+    plain["added_tokens"] = [{**token, "special": False} for token in spec["added_tokens"] if token["id"] not in special]
     if backend.encode_special_tokens and plain == {**spec, "added_tokens": plain["added_tokens"]}:
         return backend
     return Tokenizer.from_str(json.dumps(plain))
