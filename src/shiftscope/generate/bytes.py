@@ -52,6 +52,7 @@ def bytes_(
     prompts: Texts = None,
     limit: int | None = None,
     support: Support = "canonical",
+    spelt: tuple[str, ...] = (),
     sampling: ByteSampling = ByteSampling(),
     infilling: Infilling = Infilling(),
     loading: Loading = Loading(batch_size=8),
@@ -67,16 +68,18 @@ def bytes_(
     limit: only the first records.
     support: canonical (exact over canonical encodings), unmasked (canonical up to the last token) or all (every token
         sequence, for short texts).
+    spelt: special tokens that prompts may name, such as those of a chat template; one that ends texts is then bytes like
+        any other (give its name as a stop text too).
     Returns a Result whose table has one row per answer.
     Raises ValueError, in one sentence, for malformed prompts, text that the tokenizer changes, a text beyond the context, a
     model that does not know how to fill in a middle.
     """
     if loading.compile:
         raise ValueError("compile is set: byte laws have nothing to compile; leave it out")
-    byte_model = ByteModel(model, support=support, loading=loading)
+    byte_model = ByteModel(model, support=support, spelt=spelt, loading=loading)
     checkpoint, parts = byte_model.checkpoint, parts or Parts()
     settings = answers.provenance(
-        checkpoint, prompts=prompts, limit=limit, support=support, sampling=asdict(sampling),
+        checkpoint, prompts=prompts, limit=limit, support=support, spelt=list(spelt), sampling=asdict(sampling),
         infilling=asdict(infilling), loading=asdict(loading),
     )  # fmt: skip
     parts.settle(settings)

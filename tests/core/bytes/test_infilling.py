@@ -140,7 +140,7 @@ def test_frames_share_the_trees_opening_and_never_a_context_with_a_text():
     before = model.law("return the ").p
     model.middle("return the ", " and").law()
     after = model.law("return the ").p
-    assert after == pytest.approx(before, abs=1e-12)
+    assert after == pytest.approx(before, abs=1e-6)  # float32, another layout of the tree
     tree = model.engine.tree
     positions = tree.positions
     pairs = [("return the val", " and raise"), ("raise an err", " if none")]

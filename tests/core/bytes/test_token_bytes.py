@@ -1,9 +1,7 @@
-"""token_bytes and canonical: every family spells its texts, spines agree with the merges, validity agrees with encoding again."""
+"""token_bytes and canonical: every family spells its texts, validity agrees with encoding again."""
 
-import itertools
 import json
 
-import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -11,7 +9,6 @@ from transformers import PreTrainedTokenizerFast
 from shiftscope.core import checkpoints
 from shiftscope.core.bytes import canonical, token_bytes
 from shiftscope.core.bytes.character_classes import pattern
-from shiftscope.core.bytes.merge_pairs import Merges
 
 TEXT = (
     "def value(self, other):\n    return self.value + other  # the sum\n\n\nIt's the value's owner; they'll read 1234567 "
@@ -140,25 +137,6 @@ def test_an_interval_holds_exactly_the_tokens_that_begin_with_a_prefix(docs_byte
         ]
         column = docs_bytes.column(len(prefix))[longer:high]
         assert (column < 256).all()
-
-
-@pytest.mark.parametrize("name", ["gpt2", "sentencepiece", "docs"])
-def test_merge_spines_give_the_pairs_that_the_merges_leave_apart(name, docs_bytes):
-    tokens = docs_bytes if name == "docs" else token_bytes.read(wrapped(FAMILIES[name]()))
-    merges = Merges(tokens)
-    assert merges.monotone
-    generator, ids = np.random.default_rng(0), np.flatnonzero(merges.reachable_V)
-    short = [token for token in ids if len(merges.pieces[token]) < 4]  # short ones are in most conflicts
-    seen = {True: 0, False: 0}
-    for first, second in itertools.product(generator.choice(short, 30), generator.choice(ids, 60)):
-        text = merges.pieces[first] + merges.pieces[second]
-        if "<0x" in text:
-            continue
-        own = [token.id for token in tokens.backend.model.tokenize(text)] == [first, second]
-        assert merges.pair(int(first), int(second)) == own
-        assert merges._merged(int(first), int(second)) == own  # the slow path for merges out of order
-        seen[own] += 1
-    assert min(seen.values()) > 10
 
 
 def test_the_fuzz_finds_the_validity_of_every_family_exact_and_says_its_mode(family):

@@ -42,8 +42,10 @@ class AddedValidity:
         self._known = set(self._contents)
         self._longest = max(map(len, self._contents))
         # an id that also is a piece of other bytes (a run of blanks, written as marks) is a token of stretches
-        self._is_added_V = np.array([tokens.added.get(token, b"") == (text or 0) for token, text in enumerate(self._spelled)])
-        self._holds_V = np.array([bool(text) and self._holds(text or b"") for text in self._spelled])
+        self._is_added_V = np.zeros(tokens.size, dtype=bool)
+        self._is_added_V[[token for token, text in tokens.added.items() if self._spelled[token] == text]] = True
+        self._firsts = {content[0] for content in self._contents}
+        self._holds_V = np.array([text is not None and self._holds(text) for text in self._spelled])
         self.start: State = (own.start, ())
         self._blocked = lru_cache(maxsize=4096)(self._blocked_by)
         self.row = lru_cache(maxsize=512)(self._row)
@@ -99,7 +101,7 @@ class AddedValidity:
 
     def _holds(self, text: bytes) -> bool:
         """Whether an added token stands inside these bytes."""
-        return any(self._completes(b"", text[place:]) for place in range(len(text)))
+        return any(self._completes(b"", text[at:]) for at, byte in enumerate(text) if byte in self._firsts)
 
 
 def plain(added: dict[str, Any]) -> bool:

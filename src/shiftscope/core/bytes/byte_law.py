@@ -15,8 +15,9 @@ lose none; the mass of sequences that are not canonical is reported beside each 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,11 @@ class Engine:
         stem, opening = self.tree.after(ids), (*self.opening, *ids)
         return replace(self, tokens=tokens, rules=rules, ends=ends, opening=opening, stem=stem)
 
+    @cached_property
+    def spells_J(self) -> NDArray[np.bool_]:
+        """Which sorted tokens stand for their bytes: all but those that end a text."""
+        return ~np.isin(self.tokens.ids_J, self.ends)
+
     def masses(self, node: Node) -> Array:
         """Probability of each sorted token [J] after a context, then of a text's end and of all else that has no bytes."""
         if node.masses is None:
@@ -106,19 +112,28 @@ def prepare(wanted: Iterable[tuple[Engine, Node]]) -> None:
     tree = next(iter(missing.values())).tree
     for (node, engine), logp_V in zip(missing.items(), tree.laws(list(missing)), strict=True):
         p_V = np.exp(logp_V, dtype=np.float64)
-        node.masses = np.append(p_V[engine.tokens.ids_J], p_V[list(engine.ends)].sum())
+        node.masses = np.append(p_V[engine.tokens.ids_J] * engine.spells_J, p_V[list(engine.ends)].sum())
 
 
 def engine_of(
-    checkpoint: Checkpoint, support: Support = "canonical", *, opening: Sequence[int] | None = None
+    checkpoint: Checkpoint,
+    support: Support = "canonical",
+    *,
+    opening: Sequence[int] | None = None,
+    spelt: Collection[str] = (),
 ) -> Engine:
-    """Everything that byte laws of one checkpoint share. opening: ids before every text (default: the tokenizer's own)."""
+    """Everything that byte laws of one checkpoint share. opening: ids before every text (default: the tokenizer's own).
+
+    spelt: special tokens that a text may name; one that ends texts is then bytes like any other, and ends none.
+    """
     if support not in ("canonical", "unmasked", "all"):
         raise ValueError(f"support is {support!r}: it must be canonical, unmasked or all")
-    tokens = token_bytes.read(checkpoint.tokenizer, checkpoint.vocabulary_size)
+    ends = end_ids(checkpoint)
+    tokens = token_bytes.read(checkpoint.tokenizer, checkpoint.vocabulary_size, spelt=spelt, ends=ends)
+    ends = tuple(token for token in ends if tokens.spelled[token] is None)
     ids = tuple(opening) if opening is not None else opening_ids(checkpoint)
     rules, tree = canonical.validity(tokens, support), TokenTree(checkpoint, ids)
-    return Engine(tree, tokens, rules, end_ids(checkpoint), support, ids)
+    return Engine(tree, tokens, rules, ends, support, ids)
 
 
 @dataclass(frozen=True)

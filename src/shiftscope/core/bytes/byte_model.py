@@ -80,6 +80,7 @@ class ByteModel:
     model: path, hub id, zoo name or a loaded Checkpoint. support: canonical (exact over canonical encodings), unmasked
     (canonical up to the last token, which is free) or all (every token sequence; for short texts).
     opening: token ids in front of every text, such as a fill-in-the-middle frame; default: the tokenizer's own.
+    spelt: special tokens that a text may name, such as those of a chat template; one that ends texts then ends none.
     """
 
     def __init__(
@@ -88,10 +89,11 @@ class ByteModel:
         *,
         support: Support = "canonical",
         opening: Sequence[int] | None = None,
+        spelt: Sequence[str] = (),
         loading: Loading = Loading(),
     ) -> None:
         self.checkpoint = opened(model, dtype=loading.dtype, device=loading.device)
-        self.engine: Engine = byte_law.engine_of(self.checkpoint, support, opening=opening)
+        self.engine: Engine = byte_law.engine_of(self.checkpoint, support, opening=opening, spelt=spelt)
 
     def start(self, prefix: str | bytes = b"") -> ByteLaw:
         """A growing text: `push(byte)`, `pop(count)`, `law()`."""

@@ -79,7 +79,9 @@ def finds_added(tokens: TokenBytes, spec: dict[str, Any]) -> bool:
     """Whether added tokens are read wherever their own bytes stand, with nothing in front of the stretches between them."""
     normalizer = tokens.plain.normalizer
     kept = normalizer is None or all(
-        normalizer.normalize_str(each["content"]) == each["content"] for each in spec["added_tokens"] if each["normalized"]
+        normalizer.normalize_str(each["content"]) == each["content"]
+        for each in spec["added_tokens"]
+        if each["normalized"]
     )
     return kept and not tokens.lead and all(map(plain, spec["added_tokens"]))
 
@@ -317,7 +319,9 @@ class MergeValidity:
         """Whether some continuation cuts before `text`, and whether some does not, with no cut inside it and the past kept."""
         short, moved = compressed(tail, cuts)
         if torn:
-            place = dict(zip((0, *(p for p, _ in cuts), len(tail)), (0, *(p for p, _ in moved), len(short)), strict=True))
+            place = dict(
+                zip((0, *(p for p, _ in cuts), len(tail)), (0, *(p for p, _ in moved), len(short)), strict=True)
+            )
             torn = tuple((place[low], place[high]) for low, high in torn)
         key = short, moved, text, torn
         if key not in self._flags:

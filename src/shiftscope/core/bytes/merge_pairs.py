@@ -116,7 +116,9 @@ class Merges:
                     continue
                 ids, borns, gones, bys = self._left[other]
                 possible = (rank <= gones) & (born <= gones) & (borns <= gone)
-                fires = np.where(gone < gones, rank < by, np.where(gones < gone, rank <= bys, rank < np.minimum(by, bys)))
+                fires = np.where(
+                    gone < gones, rank < by, np.where(gones < gone, rank <= bys, rank < np.minimum(by, bys))
+                )
                 sure = possible & (born < gones) & (borns < gone) & fires
                 valid[ids[sure].astype(np.int64)] = False
                 unsure.update(ids[possible & ~sure].astype(np.int64).tolist())

@@ -156,7 +156,8 @@ class TokenBytes:
         if None in pieces:
             at = len(text.decode()[: encoding.offsets[pieces.index(None)][0]].encode())
             raise ValueError(
-                f"the text {_short(text)} holds at byte {at} what the tokenizer reads as a special or unknown token"
+                f"the text {_short(text)} holds at byte {at} what the tokenizer reads as a special or unknown token: "
+                f"leave it out, or name a special token that texts may spell in `spelt`"
             )
         return b"".join(pieces).removeprefix(self.lead)  # type: ignore[arg-type]
 
@@ -180,19 +181,24 @@ def complete(text: bytes) -> tuple[bytes, bytes]:
 
 
 def read(
-    tokenizer: PreTrainedTokenizerBase | Tokenizer | str | Path, size: int | None = None, *, spelt: Collection[str] = ()
+    tokenizer: PreTrainedTokenizerBase | Tokenizer | str | Path,
+    size: int | None = None,
+    *,
+    spelt: Collection[str] = (),
+    ends: Collection[int] = (),
 ) -> TokenBytes:
     """The bytes of every token. size: ids of the model (default: the tokenizer's); ids beyond the tokenizer have none.
 
     tokenizer: of `transformers` or `tokenizers`, or the path of a tokenizer.json, a tekken.json or a SentencePiece model.
-    spelt: special tokens that a text may name, so that their names stand for them; all others are never spelt.
+    spelt: special tokens that a text may name, so that their names stand for them; all others are never spelt. ends: ids that
+    are special too, because they end a text.
     Raises ValueError for a tokenizer whose tokens are not made of bytes in a way that is known, naming what it is, and for
     names that are no special tokens it reads in a text.
     """
     backend, special = backend_of(tokenizer)
     spec = json.loads(backend.to_str())
     family, pieces = spec["model"]["type"], backend.get_vocab(with_added_tokens=True)
-    special |= {t["id"] for t in spec["added_tokens"] if t["special"]}
+    special |= {t["id"] for t in spec["added_tokens"] if t["special"]} | set(ends)
     _check_names(spelt, spec, backend)
     special -= {t["id"] for t in spec["added_tokens"] if t["content"] in spelt}
     added = {t["id"]: t["content"].encode() for t in spec["added_tokens"] if t["id"] not in special}
@@ -316,7 +322,9 @@ def _without_lead(spec: dict[str, Any], backend: Tokenizer, special: Collection[
 
     parts = {name: edited(spec[name]) for name in ("normalizer", "pre_tokenizer")}
     plain = {**spec, **parts, "post_processor": None, "truncation": None, "padding": None}
-    plain["added_tokens"] = [{**token, "special": False} for token in spec["added_tokens"] if token["id"] not in special]
+    plain["added_tokens"] = [
+        {**token, "special": False} for token in spec["added_tokens"] if token["id"] not in special
+    ]
     if backend.encode_special_tokens and plain == {**spec, "added_tokens": plain["added_tokens"]}:
         return backend
     return Tokenizer.from_str(json.dumps(plain))
