@@ -123,6 +123,6 @@ def test_the_command_scores_given_answers_and_draws_the_others(docs, tmp_path):
     assert result["given_bits_per_byte"] < 2
     assert result.table["stopped"].to_pylist().count("given") == 1
     assert len(result.table) == 3
-    assert result["positions_per_byte"] < 3  # short answers: the prompts' own positions count too
+    assert result["positions_per_byte"] <= 1.3  # two answers of some ten bytes; what the prompts need is not counted
     assert any("exact in a fuzz" in note for note in result.notes)
     result.save(tmp_path / "out")

@@ -112,10 +112,13 @@ def _rows(
             begun.append(frame.begun(gap.text.prompt, gap.suffix))
     drawing = [place for place, gap in enumerate(group) if gap.text.answer is None or gap.suffix is not None]
     asked = [(place, sample) for place in drawing for sample in range(sampling.samples)]
+    texts = [begun[place] for place, _ in asked]
+    held = byte_law.begin_each(texts, undo=0) if sampling.mode == "bytes" else []  # prompts are read before what is counted
     before = tree.forwards, tree.positions
     resumed = [frame.resumed(gap.suffix) if frame and gap.suffix else b"" for gap in group]
     numbers = [group[place].text.text * sampling.samples + sample for place, sample in asked]
-    drawn = model.draw([begun[place] for place, _ in asked], [resumed[place] for place, _ in asked], sampling, numbers)
+    drawn = model.draw(texts, [resumed[place] for place, _ in asked], sampling, numbers)
+    del held
     cost = tree.forwards - before[0], tree.positions - before[1]
     for number, ((place, sample), one) in enumerate(zip(asked, drawn, strict=True)):
         spent = cost if number == 0 else (0, 0)  # of the batch, on its first row

@@ -60,8 +60,8 @@ class Merges:
                 continue
             self.reachable_V[token] = True
             self._right[token] = spines[1]
-            for symbol, *life in spines[0]:
-                left.setdefault(symbol, []).append((token, *life))
+            for symbol, born, gone, by in spines[0]:
+                left.setdefault(symbol, []).append((token, born, gone, by))
         self._left = {
             symbol: tuple(np.array(column) for column in zip(*rows, strict=True)) for symbol, rows in left.items()
         }
