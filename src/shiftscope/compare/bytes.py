@@ -98,7 +98,8 @@ def bytes_(
     answer_of = dict(zip(*(rows["texts"][name].to_pylist() for name in ("text", "answer")), strict=True))
     about = [{"text": t.text, "id": t.id, "prompt": t.prompt, "answer": answer_of[t.text]} for t in found]
     table = rows["rows"].sort_by([("text", "ascending"), ("position", "ascending")])
-    return summarise(table.replace_schema_metadata({"texts": json.dumps(about)}), provenance=settings)
+    result = summarise(table.replace_schema_metadata({"texts": json.dumps(about)}), provenance=settings)
+    return replace(result, notes=[*result.notes, *byte_law.caveats(engines, (first.name, second.name))])
 
 
 def measured(

@@ -113,7 +113,9 @@ def _rows(
     drawing = [place for place, gap in enumerate(group) if gap.text.answer is None or gap.suffix is not None]
     asked = [(place, sample) for place in drawing for sample in range(sampling.samples)]
     texts = [begun[place] for place, _ in asked]
-    held = byte_law.begin_each(texts, undo=0) if sampling.mode == "bytes" else []  # prompts are read before what is counted
+    held = (
+        byte_law.begin_each(texts, undo=0) if sampling.mode == "bytes" else []
+    )  # prompts are read before what is counted
     before = tree.forwards, tree.positions
     resumed = [frame.resumed(gap.suffix) if frame and gap.suffix else b"" for gap in group]
     numbers = [group[place].text.text * sampling.samples + sample for place, sample in asked]

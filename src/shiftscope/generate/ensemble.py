@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from shiftscope.core import answers, statistics
 from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.bytes import byte_law
 from shiftscope.core.bytes.byte_voting import Ensemble, Voting, mixed
 from shiftscope.core.bytes.canonical import Support
 from shiftscope.core.checkpoints import Checkpoint
@@ -81,7 +82,8 @@ def ensemble(
     named = None if advance is None else lambda done, total: advance("voting", done, total)
     rows = parts.map("ensemble", groups, measure, advance=named, final=True)
     names = [one.name for one in together.checkpoints]
-    return summarise(rows["ensemble"], names, together.weights_M.tolist(), provenance=settings)
+    result = summarise(rows["ensemble"], names, together.weights_M.tolist(), provenance=settings)
+    return replace(result, notes=[*result.notes, *byte_law.caveats(together.engines, names)])
 
 
 def _rows(together: Ensemble, texts: Sequence[Text]) -> Iterable[dict[str, Any]]:

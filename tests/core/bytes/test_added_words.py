@@ -1,5 +1,8 @@
 """added_words: added tokens are found first, leftmost and longest; special ones only where a text may name them."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from shiftscope.core import checkpoints
-from shiftscope.core.bytes import canonical, token_bytes
+from shiftscope.core.bytes import byte_law, canonical, token_bytes
 from shiftscope.core.bytes.byte_law import ByteLaw, engine_of
 from shiftscope.core.bytes.byte_model import ByteModel
 
@@ -72,7 +75,7 @@ def test_the_longer_of_two_added_words_wins_and_ordinary_tokens_spell_none(chat)
 
 def test_special_tokens_are_never_spelt_unless_they_are_named(chat):
     silent, named = ByteModel(chat), ByteModel(chat, spelt=("<|user|>", "<|end|>"))
-    with pytest.raises(ValueError, match=r"at byte 0 what the tokenizer reads as a special .* in `spelt`"):
+    with pytest.raises(ValueError, match=r"at byte 0 what the tokenizer reads as a special .*generate bytes --spelt`"):
         silent.law("<|user|>what")
     law = named.law("<|user|>what is<|end|>\n")
     assert law.p.sum() + law.end == pytest.approx(1, abs=1e-12)
@@ -122,3 +125,12 @@ def test_names_that_cannot_be_spelt_are_refused(chat):
     backend.encode_special_tokens = True
     with pytest.raises(ValueError, match="never reads special tokens in a text"):
         token_bytes.read(backend, spelt=("<|user|>",))
+
+
+def test_a_model_whose_encodings_are_only_approximated_is_named(chat):
+    engine, other = engine_of(chat), engine_of(chat, "all")
+    assert byte_law.caveats((engine, other), ("first", "second")) == []
+    tokens = engine.tokens
+    window = replace(engine, rules=canonical.WindowValidity(tokens, json.loads(tokens.plain.to_str())))
+    (note,) = byte_law.caveats((window, engine), ("first", "second"))
+    assert "first are known by a window of tokens" in note

@@ -136,6 +136,15 @@ def engine_of(
     return Engine(tree, tokens, rules, ends, support, ids)
 
 
+def caveats(engines: Iterable[Engine], names: Iterable[str]) -> list[str]:
+    """A sentence for each model whose canonical encodings are known only approximately."""
+    return [
+        f"canonical encodings of {name} are known by a {engine.rules.mode} of tokens: its byte laws are approximate"
+        for engine, name in dict(zip(engines, names, strict=True)).items()
+        if not engine.rules.exact
+    ]
+
+
 @dataclass(frozen=True)
 class Law:
     """What follows a prefix. p: of each byte [256]; end: of the text's end; together they are 1.

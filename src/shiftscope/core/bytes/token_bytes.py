@@ -157,7 +157,7 @@ class TokenBytes:
             at = len(text.decode()[: encoding.offsets[pieces.index(None)][0]].encode())
             raise ValueError(
                 f"the text {_short(text)} holds at byte {at} what the tokenizer reads as a special or unknown token: "
-                f"leave it out, or name a special token that texts may spell in `spelt`"
+                f"leave it out (`generate bytes --spelt` reads special tokens that are named there)"
             )
         return b"".join(pieces).removeprefix(self.lead)  # type: ignore[arg-type]
 
