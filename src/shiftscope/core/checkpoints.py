@@ -164,7 +164,7 @@ def opened(checkpoint: str | Checkpoint, *, dtype: DTypeName = "auto", device: s
 
 def _read(name: str, source: Source, kind: Kind, dtype: torch.dtype | str) -> tuple[Any, PreTrainedTokenizerBase]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
@@ -178,7 +178,7 @@ def _read(name: str, source: Source, kind: Kind, dtype: torch.dtype | str) -> tu
         if own is not None and own.name == "tekken.json":
             tokenizer = tokenizer_files.wrapped(own)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source.path, revision=source.revision)
+            tokenizer = masked_families.read_tokenizer(source.path, config, source.revision)
         options = {"revision": source.revision or "main", "dtype": dtype}
         if kind == "masked":
             model, told = masked_families.read(source.path, config, **options)

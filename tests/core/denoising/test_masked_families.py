@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import rms_norm, silu, softmax
 from transformers import PreTrainedTokenizerFast
 
@@ -127,6 +127,43 @@ def test_mask_and_end_come_from_the_configuration_and_the_tokenizer(family):
     assert masked_model.load(str(folder), mask_token="w7", end_token="w8").end_ids == (8,)
     with pytest.raises(ValueError, match="is no token of"):
         masked_model.load(str(folder), end_token="<nothing>")
+
+
+def published_dream(folder, mask_id):
+    """A Dream checkpoint as it is published: Qwen2's files, and a tokenizer class that comes as code."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = {"<|endoftext|>": 256, "<|im_end|>": 257, "<|mask|>": 258}
+    (folder / "vocab.json").write_text(json.dumps({byte: i for i, byte in enumerate(alphabet)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    own = {
+        "tokenizer_class": "DreamTokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+    }
+    own |= {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "mask_token": "<|mask|>"}
+    own["added_tokens_decoder"] = {str(i): {"content": token, "special": True} for token, i in special.items()}
+    (folder / "tokenizer_config.json").write_text(json.dumps(own))
+    (folder / "tokenization_dream.py").write_text("raise RuntimeError('code of a checkpoint was run')")
+    sizes = {"vocab_size": 264, "mask_token_id": mask_id, "eos_token_id": [256, 257], "pad_token_id": 256}
+    (folder / "config.json").write_text(json.dumps({**DREAM, **sizes}))
+    weights, ends = tensors("Dream")
+    for name in (ends[0], ends[2]):
+        weights[f"{name}.weight"] = torch.randn(264, D, generator=torch.Generator().manual_seed(1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_dreams_tokenizer_is_read_without_its_code_and_all_ends_that_are_named_count(tmp_path):
+    published_dream(tmp_path, mask_id=258)
+    model = masked_model.load(str(tmp_path))
+    ids = model.tokenizer("a b<|mask|>")["input_ids"]
+    assert (len(ids), ids[-1], model.tokenizer.decode(ids)) == (4, 258, "a b<|mask|>")
+    assert (model.mask_id, model.end_ids, model.shift) == (258, (256, 257), 1)
+
+
+def test_two_different_mask_tokens_are_named(tmp_path):
+    published_dream(tmp_path, mask_id=259)
+    with pytest.raises(ValueError, match=r"two mask tokens, 258 in its tokenizer and 259 in its configuration"):
+        masked_model.load(str(tmp_path))
+    assert masked_model.load(str(tmp_path), mask_token="<|mask|>").mask_id == 258
 
 
 def test_a_masked_checkpoint_is_refused_where_a_causal_one_is_needed(family):

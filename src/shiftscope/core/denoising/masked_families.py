@@ -1,7 +1,8 @@
 """Read the weights of any masked language model: BERT-like ones by their own class, LLaDA and Dream by their tensors.
 
 LLaDA and Dream are Llama and Qwen2 networks whose attention looks both ways. Their tensors are read into those classes,
-so no code that comes with a checkpoint is run, and one attention back end (core/masked.py) serves every family.
+so no code that comes with a checkpoint is run, and one attention back end (core/denoising/bidirectional.py) serves every
+family. Dream's tokenizer is Qwen2's under a name of its own, and is read as that.
 
 Source: arXiv 2502.09992 (LLaDA), arXiv 2508.15487 (Dream).
 """
@@ -68,6 +69,18 @@ def read(path: str, config: dict[str, Any], **options: Any) -> tuple[Any, dict[s
         network, options = Qwen2ForCausalLM, options | {"config": _dream(config)}
     model, told = network.from_pretrained(path, output_loading_info=True, **options)
     return model, told
+
+
+def read_tokenizer(path: str, config: dict[str, Any], revision: str | None = None) -> Any:
+    """The tokenizer of a checkpoint. Dream names a class that comes as code; its files are those of Qwen2's."""
+    from transformers import AutoTokenizer, Qwen2Tokenizer
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    kind: Any = AutoTokenizer
+    if config.get("model_type") == "Dream":
+        named = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
+        kind = Qwen2Tokenizer if named == "DreamTokenizer" else kind
+    return kind.from_pretrained(path, revision=revision)
 
 
 def is_native(config: Any) -> bool:

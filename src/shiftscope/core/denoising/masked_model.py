@@ -147,7 +147,13 @@ def adapted(opened: Opened, *, mask_token: str | None = None, end_token: str | N
         raise ValueError(
             f"{opened.name} names no mask token, neither in its tokenizer nor in its configuration: name it with --mask-token"
         )
-    ends = [tokenizer.eos_token_id, getattr(config, "eos_token_id", None)]
+    if mask_token is None and tokenizer.mask_token_id not in (None, mask_id):
+        raise ValueError(
+            f"{opened.name} names two mask tokens, {tokenizer.mask_token_id} in its tokenizer and {mask_id} in its "
+            f"configuration: name the right one with --mask-token"
+        )
+    named = getattr(config, "eos_token_id", None)
+    ends = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
     if masked_families.is_native(config):
         ends += [tokenizer.get_vocab().get(token) for token in _NATIVE_ENDS]
     end_ids = tuple(dict.fromkeys(end for end in ends if isinstance(end, int)))
