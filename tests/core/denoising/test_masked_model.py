@@ -129,13 +129,3 @@ def test_positions_start_behind_the_padding_where_the_family_says_so(model):
 def test_families_say_whether_a_window_can_be_kept(windowed):
     assert windowed.windows
     assert not tiny("deberta").windows
-
-
-def test_a_window_forgets_what_was_cut():
-    window = Window()
-    window.cover(torch.arange(6))
-    module = torch.nn.Identity()
-    window.exchange(module, torch.zeros(1, 1, 6, 2), torch.zeros(1, 1, 6, 2))
-    window.drop_after(3)
-    assert window.positions_K.tolist() == [0, 1, 2, 3]
-    assert window.stored[module][0].shape[2] == 4
