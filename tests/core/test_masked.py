@@ -189,6 +189,7 @@ def test_a_prompt_that_leaves_no_room_is_refused():
     [
         ({"temperature": -1.0}, "temperature >= 0"),
         ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 0.9}, "top_p is 0.9 at temperature 0"),
         ({"per_call": 0}, "at least one"),
         ({"per_call": 2, "threshold": 0.5}, "give one of them"),
         ({"threshold": 1.5}, r"\(0, 1\]"),

@@ -45,7 +45,7 @@ def test_tail_confidence_adds_the_certainty_of_the_last_ends_and_divides_by_thei
     [("const", [8, 8, 8, 8, 8]), ("linear", [8, 8, 16, 32, 64]), ("exp", [8, 8, 16, 64, 64])],
 )
 def test_steps_grow_with_every_tenth_beyond_a_threshold(growth, steps):
-    found = [step_tokens(gap, Length(growth=growth)) for gap in (0.0, 0.1, 0.15, 0.4, 1.0)]
+    found = [step_tokens(gap, Length("rho-eos", growth=growth)) for gap in (0.0, 0.1, 0.15, 0.4, 1.0)]
     assert found == steps
 
 
@@ -132,8 +132,11 @@ def test_a_canvas_that_a_window_does_not_see_the_end_of_does_not_grow():
     ("settings", "sentence"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens 0"),
-        ({"low": 0.7, "high": 0.6}, "low is 0.7 and high 0.6"),
-        ({"high": 1.2}, "high 1.2"),
+        ({"length": "rho-eos", "low": 0.7, "high": 0.6}, "low is 0.7 and high 0.6"),
+        ({"length": "rho-eos", "high": 1.2}, "high 1.2"),
+        ({"low": 0.3}, "low is 0.3, and length fixed does not read it: use length rho-eos, or leave it out"),
+        ({"floor": False}, "floor is False, and length fixed does not read it"),
+        ({"length": "rho-eos", "tail": 16}, "tail is 16, and signal density does not read it: use signal tail"),
         ({"length": "rho-eos", "max_new_tokens": 80, "longest": 64}, "no longer than the longest"),
     ],
 )

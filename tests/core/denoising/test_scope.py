@@ -175,12 +175,15 @@ def test_a_call_is_whole_where_it_gives_the_laws_of_all_hidden_places_in_sight()
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"block": 0}, "need at least 1 for block"),
+        ({"method": "blocks", "block": 0}, "need at least 1 for block"),
         ({"refresh": 0}, "need at least 1 for block and refresh"),
+        ({"block": 8}, "block is 8, and method window does not read it: use method blocks, or leave it out"),
+        ({"method": "full", "inner": 8}, "inner is 8, and method full does not read it: use method window"),
+        ({"method": "blocks", "renew": False}, "renew is False, and method blocks does not read it"),
         ({"inner": 70}, "inner is 70 and outer 64"),
         ({"inner": 0}, "inner is without limit and outer 64"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Scope("window", **settings)
+        Scope(**{"method": "window", **settings})

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -58,6 +58,17 @@ class Length:
     early_stop: bool = True
 
     def __post_init__(self) -> None:
+        read = ("length", "max_new_tokens", "early_stop")
+        for setting in fields(self) if self.length == "fixed" else ():
+            value = getattr(self, setting.name)
+            if value != setting.default and setting.name not in read:
+                raise ValueError(
+                    f"{setting.name} is {value}, and length fixed does not read it: use length rho-eos, or leave it out"
+                )
+        if self.signal == "density" and self.tail != type(self).tail:
+            raise ValueError(
+                f"tail is {self.tail}, and signal density does not read it: use signal tail, or leave it out"
+            )
         if min(self.max_new_tokens, self.grow, self.tail) < 1:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens}, grow {self.grow} and tail {self.tail}: each must be at least 1"

@@ -8,7 +8,7 @@ call, refreshes included; the loop ends when nothing is hidden; a window that it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -36,6 +36,15 @@ class Scope:
     renew: bool = True
 
     def __post_init__(self) -> None:
+        read = {"full": (), "blocks": ("block",), "window": ("inner", "outer", "refresh", "refresh_over", "renew")}
+        for setting in fields(self)[1:]:
+            value = getattr(self, setting.name)
+            if value != setting.default and setting.name not in read[self.method]:
+                method = "blocks" if setting.name == "block" else "window"
+                raise ValueError(
+                    f"{setting.name} is {value}, and method {self.method} does not read it: use method {method}, or leave "
+                    f"it out"
+                )
         if self.block < 1 or self.refresh < 1 or self.inner < 0 or self.outer < 0:
             raise ValueError(
                 f"block {self.block}, refresh {self.refresh}, inner {self.inner} and outer {self.outer}: need at least 1 for "
