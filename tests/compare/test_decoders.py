@@ -1,8 +1,14 @@
 """The same prompts under several decoders: agreement with itself, what each saves, and what it loses."""
 
+import math
+from dataclasses import replace
+
 import pytest
+import torch
 
 from shiftscope.compare.decoders import agreement, decoders_
+from shiftscope.core.answers import Loading
+from shiftscope.core.denoising import masked_model
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +58,40 @@ def test_agreement_counts_places_of_the_longer_text():
 def test_two_different_decoders_are_needed(names):
     with pytest.raises(ValueError, match="name two or more different ones"):
         decoders_("counts-masked", names)
+
+
+def blind():
+    """A model of the same vocabulary that has learnt nothing: every law is even."""
+    model = masked_model.load("counts-masked")
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.zero_()
+    return replace(model, name="blind")
+
+
+def test_texts_may_be_scored_under_another_model():
+    names, settings = ["max_prob", "left_to_right"], {"limit": 2, "max_new_tokens": 32, "temperature": 0.0, "draws": 2}
+    found = decoders_("counts-masked", names, under=blind(), **settings)
+    assert found["max_prob.nll_per_token"] == pytest.approx(math.log(36), rel=1e-6)  # 37 tokens without the mask
+    assert "under blind" in found.verdict[0]
+    assert any("under blind (a bound by random subsets)" in note for note in found.notes)
+    with pytest.raises(ValueError, match=r"differ .* markov-masked cannot score the texts of counts-masked"):
+        decoders_("counts-masked", names, under="markov-masked", **settings)
+    with pytest.raises(ValueError, match="docs-anyorder is another kind of model than counts-masked"):
+        decoders_("counts-masked", names, under="docs-anyorder", **settings)
+
+
+@pytest.mark.parametrize(
+    ("names", "settings", "sentence"),
+    [
+        (["max_prob", "window outer=100"], {}, "the outer window has 100 positions"),
+        (["max_prob", "rho-eos"], {"prompts": [{"prompt": "5 [[2]]"}]}, "record 0 hides positions of its own"),
+        (["max_prob", "rho-eos"], {"end_token": "<nothing>"}, "is no token of counts-masked"),
+        (["max_prob", "random"], {"template": "chat"}, "has no chat template"),
+        (["max_prob", "random"], {"loading": Loading(compile=True)}, "nothing to compile"),
+        (["max_prob", "random inner=4"], {}, "method full does not read it"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(names, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        decoders_("counts-masked", names, **settings)

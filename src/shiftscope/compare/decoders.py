@@ -1,8 +1,9 @@
 """Decoders: the same prompts under two or more decoders of one model, on one page.
 
-Agreement with the first decoder, likelihood of what each wrote under the model itself, length, network calls,
-token-forwards and time, and whether each still samples from the model as far as it declares (`compare preservation` tests
-that). Decoders are named as there: 'max_prob', 'window inner=8 outer=32', 'rho-eos', 'assd k=5', …
+Agreement with the first decoder, likelihood of what each wrote under the model itself (or under another of the same
+vocabulary: the undistilled one, where the model is a distilled one), length, network calls, token-forwards and time, and
+whether each still samples from the model as far as it declares (`compare preservation` tests that).
+Decoders are named as there: 'max_prob', 'window inner=8 outer=32', 'rho-eos', 'assd k=5', …
 
 Source: arXiv 2502.09992, section 2.4 (the likelihood bound). Costs are counted for each text by itself; time is that of
 this machine, each group of texts under every decoder in turn.
@@ -18,6 +19,8 @@ import pyarrow as pa
 
 from shiftscope.core import answers, corpus, statistics
 from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.checkpoints import vocabulary_difference
+from shiftscope.core.corpus import Template
 from shiftscope.core.denoising import decoders, subset_score
 from shiftscope.core.denoising.any_subset import AnySubsetLM
 from shiftscope.core.denoising.decoders import Named, Text
@@ -50,6 +53,10 @@ def decoders_(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     draws: int = 32,
+    under: str | MaskedLM | AnySubsetLM | None = None,
+    template: Template = "plain",
+    mask_token: str | None = None,
+    end_token: str | None = None,
     verifier: str | Verifier | None = None,
     loading: Loading = Loading(),
     parts: Parts | None = None,
@@ -66,6 +73,10 @@ def decoders_(
     max_new_tokens: hidden positions after a prompt that hides none itself, where a decoder's name does not say.
     temperature: of the draws, where a decoder's name does not say; 0 is greedy.
     draws: random subsets per text for the likelihood bound of a masked model.
+    under: checkpoint whose law scores what was written, of the same kind and vocabulary (the undistilled one, say); without,
+        the model's own.
+    template: how a masked model's prompt is rendered: plain, chat (the tokenizer's template) or frame (zero-shot frame).
+    mask_token, end_token: the tokens, as text, where a masked checkpoint names none or others.
     verifier: module:function, regex:PATTERN or exact; scores every answer. Without it, and without prompts of your own,
         the one that ships with the checkpoint, if any.
     Returns a Result whose table has one row per text and decoder.
@@ -77,49 +88,91 @@ def decoders_(
         raise ValueError(f"{len(asked)} decoders are named ({', '.join(names)}): name two or more different ones")
     if samples < 1 or draws < 1:
         raise ValueError(f"samples {samples} and draws {draws}: both must be at least 1")
-    opened: Any = (
-        decoders.opened(model, dtype=loading.dtype, device=loading.device) if isinstance(model, str) else model
-    )
+    if loading.compile:
+        raise ValueError("compile is set: decoders have nothing to compile here; leave it out")
+    opened = _opened(model, mask_token, end_token, loading)
+    scorer = opened if under is None else _scorer(under, opened, mask_token, end_token, loading)
     for named in asked:
         decoders.check(opened, named)
     spec = verifier or (answers.shipped_verifier(opened) if prompts is None else None)
     parts = parts or Parts()
     settings = answers.provenance(
         opened, names=list(names), prompts=prompts, limit=limit, samples=samples, max_new_tokens=max_new_tokens,
-        temperature=temperature, draws=draws, verifier=probing.named(spec), loading=loading,
+        temperature=temperature, draws=draws, under=None if under is None else scorer.provenance, template=template,
+        mask_token=mask_token, end_token=end_token, verifier=probing.named(spec), loading=loading,
     )  # fmt: skip
     parts.settle(settings)
     records = answers.corpus_of(prompts, opened, limit)
     groups = [records[start : start + loading.batch_size] for start in range(0, len(records), loading.batch_size)]
     judge = None if spec is None else probing.judge_of(spec)
-    decoders.write(opened, asked[0], decoders.canvases(opened, records[:1], 1, 1))  # a first call takes longer
-    writer = _Writer(opened, asked, samples, draws, judge)
+    for named in asked:
+        decoders.check(opened, named, records, template)
+    _warm_up(opened, decoders.canvases(opened, records[:1], 1, 1, template)[0])
+    writer = _Writer(opened, asked, samples, draws, judge, scorer, template)
     rows = parts.map(
         "decoded", groups, lambda group: {"texts": pa.Table.from_pylist(writer.rows(group), schema=ROWS)},
         advance=None if advance is None else lambda done, total: advance("writing", done, total), final=True,
     )["texts"]  # fmt: skip
-    return summarise(rows, asked, model=opened, provenance=settings)
+    return summarise(rows, asked, model=scorer, provenance=settings)
+
+
+def _opened(
+    model: str | MaskedLM | AnySubsetLM, mask_token: str | None, end_token: str | None, loading: Loading
+) -> Any:
+    if isinstance(model, str):
+        return decoders.opened(
+            model, mask_token=mask_token, end_token=end_token, dtype=loading.dtype, device=loading.device
+        )
+    return model.with_tokens(mask_token, end_token) if isinstance(model, MaskedLM) else model
+
+
+def _scorer(
+    under: str | MaskedLM | AnySubsetLM, model: Any, mask_token: str | None, end_token: str | None, loading: Loading
+) -> Any:
+    """The model whose law scores the texts. Raises ValueError for one of another kind or vocabulary."""
+    scorer = _opened(under, mask_token, end_token, loading)
+    if type(scorer) is not type(model):
+        raise ValueError(f"{scorer.name} is another kind of model than {model.name}, and cannot score its texts")
+    if difference := vocabulary_difference(scorer, model):
+        raise ValueError(f"{difference}: {scorer.name} cannot score the texts of {model.name}")
+    return scorer
+
+
+def _warm_up(model: Any, text: Text) -> None:
+    """One call that is not timed: a model's first takes longer."""
+    hidden = [place for place, token in enumerate(text.ids) if token == model.mask_id]
+    subset_score.nll_nats(model, [text.ids], [hidden], [text.document], draws=1)
 
 
 class _Writer:
     """Writes groups of records under every decoder in turn."""
 
-    def __init__(self, model: Any, asked: Sequence[Named], samples: int, draws: int, judge: Verifier | None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        asked: Sequence[Named],
+        samples: int,
+        draws: int,
+        judge: Verifier | None,
+        scorer: Any,
+        template: Template,
+    ) -> None:
         self.model, self.asked, self.samples, self.draws, self.judge = model, asked, samples, draws, judge
+        self.scorer, self.template = scorer, template
 
     def rows(self, group: Sequence[corpus.Text]) -> list[dict[str, Any]]:
         """A row per text and decoder."""
         found: list[dict[str, Any]] = []
         of = {record.text: record for record in group}
         for named in self.asked:
-            texts = decoders.canvases(self.model, group, named.room, self.samples)
+            texts = decoders.canvases(self.model, group, named.room, self.samples, self.template)
             begun = time.perf_counter()
             written = decoders.write(self.model, named, texts)
             seconds = (time.perf_counter() - begun) / len(texts)
             ids = [self._kept(text, row) for text, (row, _) in zip(texts, written, strict=True)]
             places = [self._scored(text, row) for text, row in zip(texts, ids, strict=True)]
             documents = [text.document for text in texts]
-            nll = subset_score.nll_nats(self.model, ids, places, documents, draws=self.draws)
+            nll = subset_score.nll_nats(self.scorer, ids, places, documents, draws=self.draws)
             for text, row, asked, (_, record), value in zip(texts, ids, places, written, nll, strict=True):
                 source = of[text.document // self.samples]
                 own = self._row(source, text, row, asked, record)
@@ -165,7 +218,7 @@ def agreement(first: Sequence[int], other: Sequence[int]) -> float:
 def summarise(
     table: pa.Table, asked: Sequence[Named], *, model: Any = None, provenance: Mapping[str, Any] | None = None
 ) -> Result:
-    """Figures, verdict and panels of a table of texts. model: for the name of its law; None leaves it out."""
+    """Figures, verdict and panels of a table of texts. model: whose law scored the texts."""
     rows = table.to_pylist()
     of = {named.name: [row for row in rows if row["decoder"] == named.name] for named in asked}
     first = {row["document"]: row for row in of[asked[0].name]}
@@ -176,9 +229,10 @@ def summarise(
         figures |= {f"{named.figure}.{name}": figure for name, figure in own.items()}
         values = {name: figure.value for name, figure in own.items()}
         lines.append({"decoder": named.name, "declares": named.preserves.kind} | values)
-    bound = "the model's own law" if isinstance(model, AnySubsetLM) else "a bound by random subsets"
+    bound = "its joint law" if isinstance(model, AnySubsetLM) else "a bound by random subsets"
+    law = f"{model.name} ({bound})" if model is not None else "the model"
     notes = [
-        f"nll_per_token: −log p of what was written, its end included, under {bound}; low values with little variety are "
+        f"nll_per_token: −log p of what was written, its end included, under {law}; low values with little variety are "
         f"mode seeking, not quality",
         "calls and rows (token-forwards) are counted for each text by itself; seconds are per text, of batches as they ran",
         *(f"{named.name}: {named.preserves.kind}, {named.preserves.reason}" for named in asked),
@@ -188,7 +242,7 @@ def summarise(
         table,
         figures,
         dict(provenance or {}),
-        _verdict(asked, figures),
+        _verdict(asked, figures, "the model" if model is None else model.name),
         notes,
         _panels(lines, rows, asked),
     )
@@ -223,7 +277,7 @@ def _figures(own: Rows, first: Mapping[int, Mapping[str, Any]]) -> dict[str, Fig
     return figures
 
 
-def _verdict(asked: Sequence[Named], figures: Mapping[str, Figure]) -> list[str]:
+def _verdict(asked: Sequence[Named], figures: Mapping[str, Figure], whose: str) -> list[str]:
     first, found = asked[0], []
     for named in asked[1:]:
         share = figures[f"{named.figure}.agreement"].value
@@ -232,7 +286,7 @@ def _verdict(asked: Sequence[Named], figures: Mapping[str, Figure]) -> list[str]
         if all(name in figures for pair in pairs for name in pair):
             rows = float(figures[pairs[0][1]].value) / float(figures[pairs[0][0]].value)
             nll = float(figures[pairs[1][1]].value) - float(figures[pairs[1][0]].value)
-            sentence += f", at {rows:.0%} of its token-forwards and {nll:+.2f} nats a token under the model"
+            sentence += f", at {rows:.0%} of its token-forwards and {nll:+.2f} nats a token under {whose}"
         if f"{named.figure}.reward" in figures:
             ours, theirs = figures[f"{named.figure}.reward"].value, figures[f"{first.figure}.reward"].value
             sentence += f"; reward {float(ours):.2f} against {float(theirs):.2f}"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from shiftscope.core import corpus
 from shiftscope.core.denoising import decoders, masked_model
 from shiftscope.core.denoising.decodings import Decoder
 from shiftscope.core.denoising.length import Length
@@ -58,6 +59,27 @@ def test_a_decoder_that_cannot_write_with_the_model_is_refused():
         decoders.check(random_chain(), decoders.parse("rho-eos"))
     with pytest.raises(ValueError, match="is for masked models, and docs-anyorder is an any-order one"):
         decoders.check(decoders.opened("docs-anyorder"), decoders.parse("max_prob"))
+
+
+def test_a_decoder_that_does_not_suit_a_record_is_refused():
+    model = decoders.opened("counts-masked")
+    short, holed = corpus.Text(0, "a", "5 2"), corpus.Text(1, "b", "5 [[2]] 11")
+    for name, records, sentence in (
+        ("window outer=100", [short], "the outer window has 100 positions, and no text has more than 64 hidden ones"),
+        ("rho-eos", [short, holed], "decoder 'rho-eos': record b hides positions of its own"),
+        ("max_prob max_new_tokens=65", [short], "record a: a prompt of 3 tokens and 65 hidden ones do not fit"),
+        ("assd max_new_tokens=65", [short], "record a: a prompt of 3 tokens and 65 hidden ones do not fit"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            decoders.check(model, decoders.parse(name), records)
+    with pytest.raises(ValueError, match="something visible follows the hidden positions"):
+        decoders.write(model, decoders.parse("rho-eos"), decoders.canvases(model, [holed], 4, 1))
+
+
+def test_tokens_of_a_masked_model_are_no_any_order_models():
+    assert decoders.opened("counts-masked", end_token="31").end_ids == (36,)
+    with pytest.raises(ValueError, match="docs-anyorder is an any-order model"):
+        decoders.opened("docs-anyorder", end_token="x")
 
 
 def test_a_model_is_opened_as_what_its_configuration_says():

@@ -15,7 +15,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from shiftscope.core import corpus, masked
 from shiftscope.core.checkpoints import DTypeName, kind_named
-from shiftscope.core.denoising import any_subset, holes, masked_model, speculation
+from shiftscope.core.denoising import any_subset, decodings, holes, masked_model, speculation
 from shiftscope.core.denoising.any_subset import AnySubsetLM
 from shiftscope.core.denoising.canvases import canvas_of
 from shiftscope.core.denoising.decodings import Decoder
@@ -147,34 +147,56 @@ def declared(model: Model, named: Named) -> Preservation:
     return named.preserves if isinstance(model, AnySubsetLM) else along_its_order(named.preserves)
 
 
-def check(model: Model, named: Named) -> None:
-    """Raises ValueError where the decoder cannot write with the model."""
-    if isinstance(model, AnySubsetLM) and isinstance(named.how, Decoder):
+def check(model: Model, named: Named, records: Sequence[corpus.Text] = (), template: corpus.Template = "plain") -> None:
+    """Raises ValueError, in one sentence, where the decoder cannot write with the model, or one of the records."""
+    if isinstance(named.how, Speculation):
+        if records and not isinstance(model, MarkovOracle):
+            canvases(model, records, named.room, 1, template)
+        return
+    if isinstance(model, AnySubsetLM):
         raise ValueError(
             f"decoder {named.name!r} is for masked models, and {model.name} is an any-order one: use assd, sequential or "
             f"independent"
         )
-    if isinstance(named.how, Decoder):
-        if named.how.scope.method == "window" and not model.windows:  # type: ignore[union-attr]
-            raise ValueError(
-                f"decoder {named.name!r}: {model.name} keeps no keys and values; use full or blocks instead of window"
-            )
-        if named.how.length.length == "rho-eos" and not model.end_ids:  # type: ignore[union-attr]
-            raise ValueError(
-                f"decoder {named.name!r}: {model.name} has no end token, and rho-eos reads the share of ends"
-            )
+    try:
+        decodings.suits(model, named.how)
+        if records and isinstance(model, MaskedLM):
+            decodings.check(model, records, named.how, template)
+    except ValueError as error:
+        raise ValueError(f"decoder {named.name!r}: {error}") from error
 
 
-def opened(name: str, *, dtype: DTypeName = "auto", device: str = "auto") -> MaskedLM | AnySubsetLM:
-    """The masked or any-order model of a name. Raises ValueError, in one sentence, for a checkpoint of another kind."""
-    if kind_named(name) == "any-order":
-        return any_subset.load(name, dtype=dtype, device=device)
-    return masked_model.load(name, dtype=dtype, device=device)
+def opened(
+    name: str,
+    *,
+    mask_token: str | None = None,
+    end_token: str | None = None,
+    dtype: DTypeName = "auto",
+    device: str = "auto",
+) -> MaskedLM | AnySubsetLM:
+    """The masked or any-order model of a name. mask_token, end_token: of a masked model that names none or others.
+
+    Raises ValueError, in one sentence, for a checkpoint of another kind, or tokens given for an any-order model.
+    """
+    if kind_named(name) != "any-order":
+        return masked_model.load(name, mask_token=mask_token, end_token=end_token, dtype=dtype, device=device)
+    if mask_token is not None or end_token is not None:
+        raise ValueError(
+            f"{name} is an any-order model, whose mask is its own and whose texts do not end: leave them out"
+        )
+    return any_subset.load(name, dtype=dtype, device=device)
 
 
-def canvases(model: MaskedLM | AnySubsetLM, records: Sequence[corpus.Text], room: int, samples: int) -> list[Text]:
+def canvases(
+    model: MaskedLM | AnySubsetLM,
+    records: Sequence[corpus.Text],
+    room: int,
+    samples: int,
+    template: corpus.Template = "plain",
+) -> list[Text]:
     """The texts to write, some for each record. room: hidden positions after a prompt that names none itself.
 
+    template: how a masked model's prompt is rendered; an any-order model's is read as it is.
     Raises ValueError, naming the record, for one that the model cannot read or that hides nothing.
     """
     found = []
@@ -186,13 +208,16 @@ def canvases(model: MaskedLM | AnySubsetLM, records: Sequence[corpus.Text], room
                 ids = [model.mask_id if place in hidden else token for place, token in enumerate(holed.ids)]
                 found.append(Text(document, ids, holed.hidden[0]))
             else:
-                canvas, _ = canvas_of(model, record, room, document)
+                canvas, _ = canvas_of(model, record, room, document, template)
                 found.append(Text(document, canvas.ids, canvas.start))
     return found
 
 
 def write(model: Model, named: Named, texts: Sequence[Text]) -> list[tuple[list[int], Reveals]]:
-    """The texts as the decoder fills them, each with its record."""
+    """The texts as the decoder fills them, each with its record.
+
+    Raises ValueError where rho-eos is asked for in a text in which something visible follows a hidden position.
+    """
     if isinstance(named.how, Speculation):
         jobs = [Gapped(text.document, list(text.ids), _order(model, named, text)) for text in texts]
         speculation.fill(network(model), jobs, named.how)
@@ -201,6 +226,11 @@ def write(model: Model, named: Named, texts: Sequence[Text]) -> list[tuple[list[
     masked_model: Any = model
     canvases = [Canvas(text.document, list(text.ids), text.start, model.mask_id) for text in texts]
     rho = named.how.length.length == "rho-eos"
+    if rho and not all(text.gone_on(model.mask_id) for text in texts):
+        raise ValueError(
+            f"decoder {named.name!r}: something visible follows the hidden positions, so their number is given: use length "
+            f"fixed"
+        )
     control = Control(named.how.length, model.end_ids, model.context_length) if rho else None
     for whole in (True, False):  # what follows a hidden position stays: an end within does not cut the text
         pairs = zip(texts, canvases, strict=True)
@@ -211,7 +241,7 @@ def write(model: Model, named: Named, texts: Sequence[Text]) -> list[tuple[list[
             chosen,
             named.how.filling,
             named.how.scope,
-            adjust=control if whole else None,
+            adjust=control,
             early_stop=early,
         )
     return [(canvas.ids, canvas.record) for canvas in canvases]

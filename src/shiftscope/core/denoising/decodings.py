@@ -53,24 +53,32 @@ class Decoder:
         return preserves(self.filling, self.scope, self.length)
 
 
+def suits(model: Any, decoder: Decoder) -> None:
+    """Raises ValueError, in one sentence, where the decoder needs what the model does not have.
+
+    model: a masked model, or anything with its `name`, `end_ids` and `windows`.
+    """
+    if decoder.length.length == "rho-eos" and not model.end_ids:
+        raise ValueError(
+            f"{model.name} has no end token, and rho-eos reads the share of ends: name one with --end-token, or use length "
+            f"fixed"
+        )
+    if decoder.scope.method == "window" and not model.windows:
+        raise ValueError(
+            f"{model.name} keeps no keys and values between calls, as its attention cannot be replaced: use method full or "
+            f"blocks"
+        )
+
+
 def check(model: MaskedLM, texts: Sequence[Text], decoder: Decoder, template: Template = "plain") -> None:
     """Raises ValueError, in one sentence, where the decoder does not suit the model or one of the texts."""
     scope, length = decoder.scope, decoder.length
-    if length.length == "rho-eos" and not model.end_ids:
-        raise ValueError(
-            f"{model.name} has no end token, and rho-eos reads the share of ends: name one with --end-token, or use "
-            f"--length fixed"
-        )
-    if scope.method == "window" and not model.windows:
-        raise ValueError(
-            f"{model.name} has an attention of its own ({type(model.model).__name__}) that keeps no keys and values: use "
-            f"--method full or --method blocks"
-        )
+    suits(model, decoder)
     hidden = []
     for text in texts:
         canvas, infilled = canvas_of(model, text, length.max_new_tokens, 0, template)
         if infilled and length.length == "rho-eos":
-            raise ValueError(f"record {text.id} hides positions of its own, so its length is given: use --length fixed")
+            raise ValueError(f"record {text.id} hides positions of its own, so its length is given: use length fixed")
         grows = length.length == "rho-eos"
         hidden.append(_control(model, length).longest(canvas.start) if grows else len(canvas.hidden))
     if scope.method == "window":
@@ -78,7 +86,7 @@ def check(model: MaskedLM, texts: Sequence[Text], decoder: Decoder, template: Te
             if size > max(hidden):
                 raise ValueError(
                     f"the {name} window has {size} positions, and no text has more than {max(hidden)} hidden ones: lower "
-                    f"--{name}, or give 0 for no limit"
+                    f"{name}, or give 0 for no limit"
                 )
 
 
