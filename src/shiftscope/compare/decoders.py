@@ -277,16 +277,21 @@ def _figures(own: Rows, first: Mapping[int, Mapping[str, Any]]) -> dict[str, Fig
     return figures
 
 
+_COMPARED = ("rows_per_token", "nll_per_token", "seconds_per_token")
+
+
 def _verdict(asked: Sequence[Named], figures: Mapping[str, Figure], whose: str) -> list[str]:
     first, found = asked[0], []
     for named in asked[1:]:
         share = figures[f"{named.figure}.agreement"].value
         sentence = f"{named.name} agrees with {first.name} at {float(share):.0%} of the tokens"
-        pairs = [(f"{first.figure}.{name}", f"{named.figure}.{name}") for name in ("rows_per_token", "nll_per_token")]
+        pairs = [(f"{first.figure}.{name}", f"{named.figure}.{name}") for name in _COMPARED]
         if all(name in figures for pair in pairs for name in pair):
             rows = float(figures[pairs[0][1]].value) / float(figures[pairs[0][0]].value)
+            took = float(figures[pairs[2][1]].value) / float(figures[pairs[2][0]].value)
             nll = float(figures[pairs[1][1]].value) - float(figures[pairs[1][0]].value)
-            sentence += f", at {rows:.0%} of its token-forwards and {nll:+.2f} nats a token under {whose}"
+            sentence += f", at {rows:.0%} of its token-forwards, {took:.0%} of its time and {nll:+.2f} nats a token"
+            sentence += f" under {whose}"
         if f"{named.figure}.reward" in figures:
             ours, theirs = figures[f"{named.figure}.reward"].value, figures[f"{first.figure}.reward"].value
             sentence += f"; reward {float(ours):.2f} against {float(theirs):.2f}"
