@@ -216,7 +216,11 @@ def agreement(first: Sequence[int], other: Sequence[int]) -> float:
 
 
 def summarise(
-    table: pa.Table, asked: Sequence[Named], *, model: Any = None, provenance: Mapping[str, Any] | None = None
+    table: pa.Table,
+    asked: Sequence[Named],
+    *,
+    model: MaskedLM | AnySubsetLM,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Result:
     """Figures, verdict and panels of a table of texts. model: whose law scored the texts."""
     rows = table.to_pylist()
@@ -228,21 +232,20 @@ def summarise(
         own = _figures(of[named.name], first)
         figures |= {f"{named.figure}.{name}": figure for name, figure in own.items()}
         values = {name: figure.value for name, figure in own.items()}
-        lines.append({"decoder": named.name, "declares": named.preserves.kind} | values)
+        lines.append({"decoder": named.name, "declares": decoders.declared(model, named).kind} | values)
     bound = "its joint law" if isinstance(model, AnySubsetLM) else "a bound by random subsets"
-    law = f"{model.name} ({bound})" if model is not None else "the model"
     notes = [
-        f"nll_per_token: −log p of what was written, its end included, under {law}; low values with little variety are "
-        f"mode seeking, not quality",
+        f"nll_per_token: −log p of what was written, its end included, under {model.name} ({bound}); low values with "
+        f"little variety are mode seeking, not quality",
         "calls and rows (token-forwards) are counted for each text by itself; seconds are per text, of batches as they ran",
-        *(f"{named.name}: {named.preserves.kind}, {named.preserves.reason}" for named in asked),
+        *decoders.reasons(model, asked),
     ]
     return Result(
         "compare decoders",
         table,
         figures,
         dict(provenance or {}),
-        _verdict(asked, figures, "the model" if model is None else model.name),
+        _verdict(asked, figures, model.name),
         notes,
         _panels(lines, rows, asked),
     )

@@ -16,7 +16,7 @@ arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,6 +124,8 @@ def preservation(
         size = max(1, chain.texts // 4)
     else:
         records = answers.corpus_of(prompts, _any(found), limit)
+        for named in asked:
+            decoders.check(found, named, records)
         texts, size = decoders.canvases(found, records, max_new_tokens, samples), loading.batch_size
     jobs = [(named, texts[start : start + size]) for named in asked for start in range(0, len(texts), size)]
     rows = parts.map(
@@ -241,7 +243,7 @@ def summarise(
         "means sampling the model along the decoder's order, which is the model's one joint law where its laws belong to one",
         f"passing is no proof: with so many reveals an excess below {unseen:.2g} nats a token may go unseen; more texts see "
         f"smaller ones",
-        *_reasons(model, asked),
+        *decoders.reasons(model, asked),
     ]
     return Result(
         "compare preservation",
@@ -252,14 +254,6 @@ def summarise(
         notes,
         _panels(lines, columns, decoder_R),
     )
-
-
-def _reasons(model: Model, asked: Sequence[Named]) -> Iterator[str]:
-    """What is declared and why; decoders with one reason share a sentence."""
-    declared = {named.name: decoders.declared(model, named) for named in asked}
-    for found in dict.fromkeys(declared.values()):
-        names = ", ".join(name for name, other in declared.items() if other == found)
-        yield f"{names}: {found.kind}, {found.reason}"
 
 
 def _line(own: Mapping[str, Any], level: float, exact: tuple[Array, Array] | None) -> dict[str, Any]:

@@ -136,7 +136,5 @@ def test_on_a_subpopulation_task_group_dro_lifts_the_worst_group_above_the_plain
             scores = slice_scores.scored(table, [table.ids[n] for n in test], right)
             worst[kind].append(scores.slices[scores.worst].value)
             average[kind].append(scores.average.value)
-    assert (
-        min(np.subtract(worst["group_dro"], worst["erm"])) > 0.2
-    )  # measured 0.33-0.39 after 300 steps
+    assert min(np.subtract(worst["group_dro"], worst["erm"])) > 0.2  # measured 0.33-0.39 after 300 steps
     assert np.mean(average["group_dro"]) > np.mean(average["erm"])  # the test is balanced

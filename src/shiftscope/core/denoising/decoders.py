@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -145,6 +145,14 @@ class Text:
 def declared(model: Model, named: Named) -> Preservation:
     """What the decoder declares to keep with this model: a masked model's joint law belongs to the order it is filled in."""
     return named.preserves if isinstance(model, AnySubsetLM) else along_its_order(named.preserves)
+
+
+def reasons(model: Model, asked: Sequence[Named]) -> Iterator[str]:
+    """What decoders declare and why; those with one reason share a sentence."""
+    found = {named.name: declared(model, named) for named in asked}
+    for one in dict.fromkeys(found.values()):
+        names = ", ".join(name for name, other in found.items() if other == one)
+        yield f"{names}: {one.kind}, {one.reason}"
 
 
 def check(model: Model, named: Named, records: Sequence[corpus.Text] = (), template: corpus.Template = "plain") -> None:
