@@ -309,14 +309,16 @@ def test_a_record_of_prompt_and_answer_alone_is_refused_for_the_same_reason(docs
         edits(docs[0], recorded=[{"passage": "Return the value.", "output_ids": [1]}])
 
 
-def test_added_tokens_leave_the_canonical_mask_exact_and_are_no_part_of_it(docs):
+def test_an_added_token_that_texts_may_hold_is_part_of_an_exact_canonical_mask_and_a_special_one_is_not(docs):
     tokenizer = copy.deepcopy(docs[0].tokenizer)
     tokenizer.add_tokens(["<tool>"])
+    tokenizer.add_tokens(["<turn>"], special_tokens=True)
     probe = Probe(docs[0], read(tokenizer), WHOLE)
     row = probe.rules.row(probe.rules.start)
     assert probe.rules.exact
     assert row[tokenizer.encode(" value")[0]]
-    assert not row[tokenizer.convert_tokens_to_ids("<tool>")]
+    assert row[tokenizer.convert_tokens_to_ids("<tool>")]
+    assert not row[tokenizer.convert_tokens_to_ids("<turn>")]
 
 
 def test_recorded_ids_of_another_vocabulary_are_refused(docs):

@@ -247,7 +247,7 @@ class MergeValidity:
         if self._fallback or not begun_character(self.tokens.spelled[token] or b""):
             return True
         pieces, first_V = self._continuing
-        if self.merges.monotone and any(self.merges.apart(token, piece) for piece in pieces):
+        if any(self.merges.apart(token, piece) for piece in pieces):
             return True
         return bool((self.merges.row(token) & first_V).any())
 

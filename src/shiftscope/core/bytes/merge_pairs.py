@@ -1,7 +1,11 @@
 """Which two neighbouring tokens the merges of a BPE leave apart.
 
 Two tokens inside one pre-token are canonical exactly where no merge across their seam fires before one side consumes the
-symbol at the seam: the spines of their merge trees decide, and nothing is encoded.
+symbol at the seam: the spines of their merge trees decide, and hardly anything is merged.
+
+Time is the highest rank that has fired: side by side, two pieces merge in the order of it. A symbol at the seam lives from the
+time that makes it to the time that consumes it. Just before the first of two neighbours is consumed both are there if they were
+made before, so a merge of the two whose rank is lower has fired; later it cannot. Only equal times leave a pair open.
 
 Source: arXiv 2410.09303 (valid encodings of a BPE).
 """
@@ -21,11 +25,8 @@ from numpy.typing import NDArray
 from shiftscope.core.bytes.token_bytes import TokenBytes
 
 Mask = NDArray[np.bool_]
-Spine = list[tuple[str, float, float, float]]
-"""Symbols at one end of a piece while it is merged: when each is made and when it is consumed, and the rank that does it.
-
-Time is the highest rank that has fired, so that two pieces side by side merge in the order of it.
-"""
+Spine = list[tuple[str, float, float]]
+"""Symbols at one end of a piece while it is merged, with the times when each is made and consumed."""
 
 
 class Merges:
@@ -33,10 +34,9 @@ class Merges:
 
     pieces: the token strings by id, None for ids without bytes. suffix: the mark of a word's end, empty where there is none.
     model: the tokenizer's description of its model, read from it if not given.
-    reachable_V: which ids the merges make of their own characters. monotone: as follows.
+    reachable_V: which ids the merges make of their own characters.
 
-    The invalid successors of a token are listed from the merge trees' spines. Where merges do not fire in the order of their
-    ranks (Llama 3's vocabulary, some converted SentencePiece models), the few pairs that this leaves open are merged, once.
+    Ranks need not rise along a piece's merges (in Llama 3's vocabulary and some converted SentencePiece models they do not).
     """
 
     def __init__(self, tokens: TokenBytes, model: dict[str, Any] | None = None) -> None:
@@ -48,9 +48,8 @@ class Merges:
         pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in spec["merges"]]
         self._rank = {pair: rank for rank, pair in enumerate(pairs)}
         self.suffix: str = spec.get("end_of_word_suffix") or ""
-        self.monotone = True
         self._right: dict[int, Spine] = {}
-        left: dict[str, list[tuple[int, float, float, float]]] = {}
+        left: dict[str, list[tuple[int, float, float]]] = {}
         self.reachable_V = np.zeros(tokens.size, dtype=bool)
         for token, piece in enumerate(self.pieces):
             if piece is None:
@@ -60,11 +59,9 @@ class Merges:
                 continue
             self.reachable_V[token] = True
             self._right[token] = spines[1]
-            for symbol, born, gone, by in spines[0]:
-                left.setdefault(symbol, []).append((token, born, gone, by))
-        self._left = {
-            symbol: tuple(np.array(column) for column in zip(*rows, strict=True)) for symbol, rows in left.items()
-        }
+            for symbol, made, gone in spines[0]:
+                left.setdefault(symbol, []).append((token, made, gone))
+        self._left = {symbol: np.array(rows).T for symbol, rows in left.items()}
         self._following: dict[str, list[tuple[str, int]]] = {}
         for (first, second), rank in self._rank.items():
             self._following.setdefault(first, []).append((second, rank))
@@ -92,15 +89,14 @@ class Merges:
             place = int(np.argmin(ranks)) if len(ranks) > 8 else ranks.index(min(ranks))
             if ranks[place] == np.inf:
                 return None
-            self.monotone &= ranks[place] >= time
             time = max(time, ranks[place])
             for side, (end, symbol) in enumerate(((0, symbols[0]), (len(symbols) - 2, symbols[-1]))):
                 if place == end:
-                    spines[side].append((symbol, made[side], time, ranks[place]))
+                    spines[side].append((symbol, made[side], time))
                     made[side] = time
             symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
         for side in (0, 1):
-            spines[side].append((symbols[0], made[side], np.inf, np.inf))
+            spines[side].append((symbols[0], made[side], np.inf))
         return spines
 
     def _row(self, token: int) -> Mask:
@@ -109,21 +105,17 @@ class Merges:
         if not valid[token] or self.ends_word(token):
             valid[:] = False
             return valid
-        unsure: set[int] = set()
-        for symbol, born, gone, by in self._right[token]:
+        open_: set[int] = set()
+        for symbol, made, gone in self._right[token]:
             for other, rank in self._following.get(symbol, ()):
                 if rank > gone or other not in self._left:
                     continue
-                ids, borns, gones, bys = self._left[other]
-                possible = (rank <= gones) & (born <= gones) & (borns <= gone)
-                fires = np.where(
-                    gone < gones, rank < by, np.where(gones < gone, rank <= bys, rank < np.minimum(by, bys))
-                )
-                sure = possible & (born < gones) & (borns < gone) & fires
-                valid[ids[sure].astype(np.int64)] = False
-                unsure.update(ids[possible & ~sure].astype(np.int64).tolist())
-        for each in unsure:
-            valid[each] &= self._merged(token, each)
+                ids, made_N, gone_N = self._left[other]
+                together_N, apart_N = np.maximum(made_N, max(made, rank)), np.minimum(gone_N, gone)
+                valid[ids[together_N < apart_N].astype(np.int64)] = False
+                open_.update(ids[together_N == apart_N].astype(np.int64).tolist())
+        for each in open_:
+            valid[each] = valid[each] and self._merged(token, each)
         return valid
 
     def pair(self, token: int, other: int) -> bool:
@@ -132,7 +124,8 @@ class Merges:
 
     def apart(self, token: int, symbol: str) -> bool:
         """Whether a symbol that nothing behind it can take (the end of a word) stays apart from the token before it."""
-        return not any(self._rank.get((end, symbol), np.inf) < gone for end, _, gone, _ in self._right.get(token, ()))
+        ranks = [(self._rank.get((end, symbol)), gone) for end, _, gone in self._right.get(token, ())]
+        return all(rank is None or rank > gone for rank, gone in ranks)
 
     def _merged(self, token: int, other: int) -> bool:
         if not (self.reachable_V[token] and self.reachable_V[other]) or self.ends_word(token):
