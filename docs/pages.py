@@ -79,7 +79,7 @@ def method_page(verb: str, name: str, function: Any, command: Any) -> str:
     """A method: its question and sources, how it is called from the shell and from Python, what its options mean."""
     about = inspect.cleandoc(sys.modules[function.__module__].__doc__ or "")
     arguments = " ".join(p.name.upper() for p in command.params if p.param_type_name == "argument")
-    lines = [f"# {verb} {name}", escaped(OWN_LINE.sub("\n\n", about)), *_papers(about)]
+    lines = [f"# {verb} {name}", escaped(OWN_LINE.sub("\n\n", about)), *_papers(function)]
     lines += ["## From the shell", f"```console\n$ shiftscope {verb} {name} {arguments} [options]\n```"]
     lines += ["\n".join(["| option | default | what it is |", "|---|---|---|", *map(_row, command.params)])]
     module = function.__module__
@@ -104,8 +104,8 @@ def _plain(default: Any) -> str:
     return " ".join(map(str, default)) if isinstance(default, (list, tuple)) else str(default)
 
 
-def _papers(about: str) -> list[str]:
-    found = dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{4,5})", about))
+def _papers(function: Any) -> list[str]:
+    found = cli.papers(function)
     links = ", ".join(f"[arXiv {arxiv}](https://arxiv.org/abs/{arxiv})" for arxiv in found)
     return [f"Papers: {links} (`shiftscope cite` prints the BibTeX)"] if found else []
 

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a --gate that does not hold, 2 bad input or usage, 130 int
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -141,11 +142,16 @@ def option_type(annotation: Any) -> Any:
 def described_parameters(function: Callable[..., Any] | type) -> dict[str, str]:
     """Parameter → its sentences in the docstring: everything from 'name:' to the next 'name:', Returns or Raises."""
     names = list(inspect.signature(function).parameters)
-    documentation = " ".join(inspect.cleandoc(function.__doc__ or "").split())
+    documentation = " ".join(" ".join(inspect.cleandoc(one.__doc__ or "") for one in _documented(function)).split())
     listed = "|".join(map(re.escape, names)) or "$"
     begin = rf"(?:{listed})(?:, (?:{listed}))*: "
     pattern = rf"(?<!\w)((?:{listed})(?:, (?:{listed}))*): (.*?)(?=\s(?:{begin}|Returns |Raises |Source:|Deviation)|$)"
     return {name: text for group, text in re.findall(pattern, documentation) for name in group.split(", ")}
+
+
+def _documented(function: Callable[..., Any] | type) -> list[Any]:
+    """What documents the parameters: a function; a dataclass after those that it extends."""
+    return [function] if not isinstance(function, type) else list(reversed(function.__mro__[:-1]))
 
 
 def _help(function: Callable[..., Any]) -> str:
@@ -158,9 +164,15 @@ def _help(function: Callable[..., Any]) -> str:
 def merge_shards(
     folders: Annotated[list[str], typer.Argument(help="The --out folders of all shards.")],
     out: Annotated[str, typer.Option(help="Folder for the merged summary, table and page.")],
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the summary alone, as JSON, on standard output.")
+    ] = False,
+    gate: Annotated[
+        list[str] | None, typer.Option(help="A condition on a figure (repeatable), as of every command.")
+    ] = None,
 ) -> None:
     """Put the shards of one command together: the result is that of a single run."""
-    merge(folders, out)
+    merge(folders, out, json_=json_, gate=gate or ())
 
 
 def zoo(json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
@@ -194,25 +206,34 @@ def doctor() -> None:
 
 
 def cite(method: Annotated[str, typer.Argument(help="A method, such as 'compare tokens' or 'tokens'.")]) -> None:
-    """Print the BibTeX of the papers that a method comes from."""
+    """Print the BibTeX of the papers that a method, and the files of the package that it names, come from."""
     entries = citations(method)
     print("\n".join(entries))
 
 
 def citations(method: str) -> list[str]:
-    """BibTeX entries for every arXiv id in the docstring of a method's file."""
+    """BibTeX entries of the papers of a method."""
     wanted = method.split()
     found = []
     for verb in VERBS:
         methods = importlib.import_module(f"shiftscope.{verb}").METHODS
         for name, function in methods.items():
             if wanted in ([name], [verb, name]):
-                documentation = sys.modules[function.__module__].__doc__ or ""
-                found += re.findall(r"arXiv (\d{4}\.\d{4,5})", documentation)
+                found += papers(function)
     if not found:
         typer.echo(f"error: there is no method {method!r} with a cited paper: see shiftscope --help", err=True)
         raise typer.Exit(2)
     return [_entry(arxiv) for arxiv in dict.fromkeys(found)]
+
+
+def papers(function: Callable[..., Any]) -> list[str]:
+    """arXiv ids in the docstring of a method's file, then in those of the package's files that it names as `core/x.py`."""
+    about = sys.modules[function.__module__].__doc__ or ""
+    package = Path(__file__).parent
+    named = [package / name for name in re.findall(r"`((?:core|compare)/[\w/]+\.py)`", about)]
+    documented = [about, *(ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in named)]
+    found = (re.findall(r"arXiv\s+(\d{4}\.\d{4,5})", text) for text in documented)
+    return list(dict.fromkeys(arxiv for ids in found for arxiv in ids))
 
 
 def _entry(arxiv: str) -> str:

@@ -19,6 +19,8 @@ from typing import Any
 
 import typer
 
+from shiftscope.core.settings import refuse
+
 SUPPLIED = ("parts", "advance", "out", "say")  # given by the command line itself: no options of the method
 COMMAND_FILE = "command.json"
 
@@ -31,7 +33,8 @@ class Running:
     output. gate: a condition such as 'js_mean_nats < 0.01' (repeatable); exit code 1 where one fails. resume: go on with
     the parts of an interrupted run in --out. shard: i/n computes only the i-th of n shards (0 <= i < n) into --out;
     `shiftscope merge` puts them together. ray: compute in so many worker processes that each hold the models, then merge.
-    gpus: share of a GPU for each worker. threads: for the computation (default: all cores). debug: show the traceback of
+    gpus: share of a GPU for each worker of --ray. threads: for the computation
+    (default: all cores), with --ray of each worker (default: an equal share). debug: show the traceback of
     an error.
     """
 
@@ -143,7 +146,7 @@ def execute(call: Call, running: Running) -> None:
         raise typer.Exit(1)
 
 
-def merge(folders: Sequence[str], out: str) -> None:
+def merge(folders: Sequence[str], out: str, *, json_: bool = False, gate: Sequence[str] = ()) -> None:
     """Put the parts of all shards into one folder and finish the command there, computing only what is missing."""
     from rich.console import Console
 
@@ -161,7 +164,7 @@ def merge(folders: Sequence[str], out: str) -> None:
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", markup=False, highlight=False)
         raise typer.Exit(2) from None
-    execute(Call(*commands[0]), Running(out=Path(out), resume=True))
+    execute(Call(*commands[0]), Running(out=Path(out), json=json_, gate=tuple(gate), resume=True))
 
 
 def _read_command(folder: Path) -> tuple[str, str, dict[str, Any]]:
@@ -181,6 +184,7 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
     settings = call.settings()
     if running.out is not None:
         _writable(running.out)
+    _check_read(running)
     for option in ("resume", "shard", "ray"):
         if getattr(running, option) and (running.out is None or not call.takes("parts")):
             raise ValueError(f"--{option} works with parts in a folder: give --out, with a command that keeps parts")
@@ -203,7 +207,9 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
         if running.ray is not None and parts.folder is not None:
             from shiftscope.core import scale
 
-            scale.on_ray(call.function, settings, parts.folder, scale.Pool(running.ray, running.gpus), advance)
+            scale.on_ray(
+                call.function, settings, parts.folder, scale.Pool(running.ray, running.gpus, running.threads), advance
+            )
             parts = Parts(parts.folder, resume=True)
         extra: dict[str, Any] = {"advance": advance} if call.takes("advance") else {}
         if call.takes("say"):
@@ -211,6 +217,16 @@ def _computed(call: Call, running: Running, errors: Any) -> Any:
         result = _kept(call.function(**settings, parts=parts, **extra), running)
     parts.clear()
     return result
+
+
+def _check_read(running: Running) -> None:
+    """Raises ValueError for options that do not go together, one of which would not be read."""
+    if running.ray is None:
+        refuse("--ray", gpus=(running.gpus, 0.0))
+    elif running.shard is not None:
+        raise ValueError("--ray computes all shards and --shard one of them: leave one of the two out")
+    if running.shard is not None:
+        refuse("shiftscope merge, which puts the shards together,", json=(running.json, False), gate=(running.gate, ()))
 
 
 def _kept(result: Any, running: Running) -> Any:

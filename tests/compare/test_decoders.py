@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from shiftscope.compare.decoders import agreement, decoders_
-from shiftscope.core.answers import Loading
 from shiftscope.core.denoising import masked_model
 
 
@@ -88,7 +87,6 @@ def test_texts_may_be_scored_under_another_model():
         (["max_prob", "rho-eos"], {"prompts": [{"prompt": "5 [[2]]"}]}, "record 0 hides positions of its own"),
         (["max_prob", "rho-eos"], {"end_token": "<nothing>"}, "is no token of counts-masked"),
         (["max_prob", "random"], {"template": "chat"}, "has no chat template"),
-        (["max_prob", "random"], {"loading": Loading(compile=True)}, "nothing to compile"),
         (["max_prob", "random inner=4"], {}, "method full does not read it"),
     ],
 )

@@ -349,7 +349,6 @@ def test_a_tokenizer_alone_is_counted_and_scores_recorded_outputs(docs, tmp_path
     ("settings", "sentence"),
     [
         ({"texts": [{"text": "too short"}]}, "none of 1 texts gives a passage: 1 have no stretch of 100 words"),
-        ({"texts": [{"text": "naïve"}], "loading": Loading(compile=True)}, "nothing to compile"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(docs, settings, sentence):

@@ -8,7 +8,7 @@ import torch
 
 from shiftscope.compare.tokens import summarise, tokens
 from shiftscope.core import checkpoints, divergence, native, paired
-from shiftscope.core.answers import Loading
+from shiftscope.core.answers import Compiling, Loading
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
 from shiftscope.core.positions import Listing, described, measure
@@ -221,9 +221,9 @@ def test_only_examples_of_the_right_style_close_the_shift(context, shifted_at_mo
 
 def test_compiled_statistics_give_the_same_figures_and_a_missing_compiler_is_noted(monkeypatch, sums_result):
     compiled = tokens(
-        "sums-base", "sums-rlvr", texts=PROMPTS, sampling=Sampling(temperature=1), loading=Loading(compile=True)
+        "sums-base", "sums-rlvr", texts=PROMPTS, sampling=Sampling(temperature=1), loading=Compiling(compile=True)
     )
     assert compiled["js_mean_nats"] == pytest.approx(sums_result["js_mean_nats"], abs=1e-7)  # float32 sums
     monkeypatch.setattr(native, "kernel", lambda: (None, "there is no C compiler"))
-    eager = tokens("sums-base", "sums-rlvr", texts=PROMPTS[:4], loading=Loading(compile=True))
+    eager = tokens("sums-base", "sums-rlvr", texts=PROMPTS[:4], loading=Compiling(compile=True))
     assert any("the statistics were not compiled" in note for note in eager.notes)

@@ -133,7 +133,6 @@ def test_an_ngram_draft_reports_its_own_calls(model):
         ({"hide": 1.5}, "hide is 1.5"),
         ({"samples": 2, "speculation": Speculation(temperature=0)}, "samples is 2 at temperature 0"),
         ({"prompts": [{"prompt": "nothing hidden"}]}, "has no hidden position"),
-        ({"loading": Loading(compile=True)}, "compile is set"),
         ({"prompts": [{"prompt": "x [[200]]"}]}, "reads at most 96: shorten it"),
     ],
 )

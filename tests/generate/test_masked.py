@@ -265,7 +265,6 @@ def deberta():
         ({"samples": 2}, "the texts would all be equal"),
         ({"samples": 0}, "at least one text per prompt"),
         ({"template": "chat"}, "has no chat template"),
-        ({"loading": Loading(compile=True)}, "nothing to compile"),
         ({"prompts": "nowhere.jsonl"}, "nowhere.jsonl is not a file"),
     ],
 )  # fmt: skip

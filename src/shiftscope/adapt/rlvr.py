@@ -37,6 +37,7 @@ from shiftscope.core.decode import Sampling
 from shiftscope.core.grpo import Settings, k3_nats
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 from shiftscope.core.verifiers import Verifier
 
 Weight = Literal["off", "high", "low"]
@@ -89,6 +90,8 @@ def rlvr(
     are not 0 or 1), KL to the start at the end where there is a leash, the weights' range.
     Raises ValueError, in one sentence, for malformed prompts, too few of them, a verifier that fails (with the answer).
     """
+    if weight == "off":
+        unread(weighting, Weighting(), "--weight high or low")
     grpo.require_trl()
     target = Path(out) / "checkpoint"
     if target.exists():

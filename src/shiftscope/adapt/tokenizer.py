@@ -29,6 +29,7 @@ from shiftscope.core import randomness
 from shiftscope.core.answers import Advance
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 from shiftscope.core.tokenizers import documents, merge_parts, rates, segmentation, tokenizer_training
 from shiftscope.core.tokenizers.documents import Corpora
 from shiftscope.core.tokenizers.merging import Merge
@@ -74,6 +75,8 @@ def tokenizer(
         raise ValueError(f"{target} exists already: give another --out, so that no tokenizer is written over")
     if kind not in ("bpe", "wordpiece", "unigram", "compression"):
         raise ValueError(f"{kind!r} is an unknown kind of tokenizer: choose bpe, wordpiece, unigram or compression")
+    if kind != "compression":
+        unread(compressing, Compressing(), "--kind compression")
     special = list(dict.fromkeys(special))
     if not special:
         raise ValueError("no special token is given: name at least one, to begin and end texts with")

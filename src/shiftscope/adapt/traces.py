@@ -31,6 +31,7 @@ from shiftscope.core.corpus import Template, Text
 from shiftscope.core.lockstep import Job, Written
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 from shiftscope.core.verifiers import Verifier
 from shiftscope.core.vetoing import Veto, vetoing
 from shiftscope.core.vocabulary import Bridge
@@ -105,6 +106,8 @@ def traces(
     Raises ValueError, in one sentence, for vocabularies without a common token, a teacher that puts more than 5 % of its
     mass on tokens the student lacks, prompts beyond a context, a verifier that fails.
     """
+    if verifier is None:
+        unread(collecting, Collecting(), "--verifier", "min_score")
     prompts = prompts if isinstance(prompts, str | Path) else list(prompts)
     parts, texts = parts or Parts(), corpus.read(prompts)
     named = None if verifier is None else verifier if isinstance(verifier, str) else verifier.__name__
@@ -118,10 +121,6 @@ def traces(
         template=template, teacher_template=teacher_template, veto=asdict(veto), collecting=asdict(collecting),
         loading=asdict(loading),
     )  # fmt: skip
-    if loading.compile:
-        raise ValueError(
-            "--compile is for the statistics of two models' laws, of which there are none here: leave it out"
-        )
     parts.settle(settings)
     work = _Work(
         first,

@@ -42,6 +42,7 @@ from shiftscope.core.judge import (
 )
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 
 Source = str | Path | Sequence[Mapping[str, Any]]
 NOT_SCORED = {
@@ -116,6 +117,11 @@ def answers(
     Returns a Result whose table has one row per answer and aspect; without a score, it says why.
     Raises ValueError for records without an answer, files that do not pair, and a spec that names no judge.
     """
+    if b is None:
+        unread(judging, Judging(), "a second file of answers", "permutations")
+    if not (isinstance(judge, str) and judge.startswith(("http://", "https://"))):
+        unread(judging, Judging(), "a judge at an endpoint", "max_tokens")
+        unread(asking, Asking(), "a judge at an endpoint")
     asked_of = judge if isinstance(judge, Judge) else load(judge, asking=asking, max_tokens=judging.max_tokens)
     sides, notes = _sides(a, b, limit)
     settings = {

@@ -71,12 +71,12 @@ def bytes_(
     Returns a Result whose table has one row per byte of the answers.
     Raises ValueError, in one sentence, for malformed texts, text that a tokenizer changes, a text beyond a context.
     """
-    if loading.compile:
-        raise ValueError("compile is set: byte laws have nothing to compile; leave it out")
     first = opened(base, dtype=loading.dtype, device=loading.device)
     second = first if tuned == base else opened(tuned, dtype=loading.dtype, device=loading.device)
     engines = [byte_law.engine_of(first, support)]
     engines.append(engines[0] if second is first else byte_law.engine_of(second, support))
+    read = answers.corpus_of(texts, second, limit)
+    answers.check_sampling(read, sampling)
     parts = parts or Parts()
     settings = answers.provenance(
         first, second, texts=texts, limit=limit, support=support, sampling=asdict(sampling), loading=asdict(loading)
@@ -84,7 +84,7 @@ def bytes_(
     parts.settle(settings)
     found = [
         replace(text, text=0, id=f"{text.id}.{sample}" if sampling.samples > 1 and text.answer is None else text.id)
-        for text in answers.corpus_of(texts, second, limit)
+        for text in read
         for sample in range(1 if text.answer is not None else sampling.samples)
     ]
     found = [replace(text, text=number) for number, text in enumerate(found)]

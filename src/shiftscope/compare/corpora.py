@@ -4,7 +4,8 @@ Every text gets a depth in each corpus: how central its embedding is there. Q = 
 B), both in the same corpus, is 0.5 where they are alike, below where B is more outlying, above where B is MORE central (a
 concentrated corpus, word salad). Beside it stand what depth is blind to: an out-of-fold discriminator, MMD, and length.
 
-Source: arXiv 2310.15010 (depth of embeddings, Q and its rank-sum test).
+Source: arXiv 2310.15010 (depth of embeddings, Q and its rank-sum test); the discriminator:
+`core/corpora/discriminator.py`; texts become vectors in `core/embedding.py`.
 Deviation: the p-values that decide are label permutations with depths worked out anew (both depths share their reference,
 so the rank-sum test does not keep its level); two-sided beside the paper's one-sided, and both directions.
 Deviation: Q is the plain Mann-Whitney share; the figure of the authors' code is `…_pooled`. The cosine depth has a closed

@@ -29,6 +29,7 @@ from shiftscope.core.denoising.reveals import Reveals
 from shiftscope.core.keys import probing
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse
 from shiftscope.core.verifiers import Verifier
 
 ROWS = pa.schema(
@@ -88,9 +89,8 @@ def decoders_(
         raise ValueError(f"{len(asked)} decoders are named ({', '.join(names)}): name two or more different ones")
     if samples < 1 or draws < 1:
         raise ValueError(f"samples {samples} and draws {draws}: both must be at least 1")
-    if loading.compile:
-        raise ValueError("compile is set: decoders have nothing to compile here; leave it out")
     opened = _opened(model, mask_token, end_token, loading)
+    _check_read(opened, template, mask_token, end_token)
     scorer = opened if under is None else _scorer(under, opened, mask_token, end_token, loading)
     for named in asked:
         decoders.check(opened, named)
@@ -102,7 +102,7 @@ def decoders_(
         mask_token=mask_token, end_token=end_token, verifier=probing.named(spec), loading=loading,
     )  # fmt: skip
     parts.settle(settings)
-    records = answers.corpus_of(prompts, opened, limit)
+    records = answers.corpus_of(prompts, opened, limit, option="prompts")
     groups = [records[start : start + loading.batch_size] for start in range(0, len(records), loading.batch_size)]
     judge = None if spec is None else probing.judge_of(spec)
     for named in asked:
@@ -124,6 +124,14 @@ def _opened(
             model, mask_token=mask_token, end_token=end_token, dtype=loading.dtype, device=loading.device
         )
     return model.with_tokens(mask_token, end_token) if isinstance(model, MaskedLM) else model
+
+
+def _check_read(model: Any, template: Template, mask_token: str | None, end_token: str | None) -> None:
+    """Raises ValueError for a setting of masked models, where the model is another."""
+    if not isinstance(model, MaskedLM):
+        refuse(
+            "a masked model", template=(template, "plain"), mask_token=(mask_token, None), end_token=(end_token, None)
+        )
 
 
 def _scorer(

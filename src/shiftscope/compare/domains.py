@@ -3,7 +3,7 @@
 Corpora (sources, dates, tenants, models' outputs) that hold the same kinds of text in different proportions give the kinds
 away: what is frequent in the same corpora is one class, however unlike it looks. No labels are used.
 
-Source: arXiv 2207.13179. The mathematics is in `core/corpora/latent.py`.
+Source: arXiv 2207.13179. The mathematics is in `core/corpora/latent.py`; texts become vectors in `core/embedding.py`.
 Deviation: p(d|x) comes out-of-fold from a logistic regression on words, or on a kernel map of vectors, instead of a network
 stopped early; clusters are three per class unless told otherwise; intervals resample texts, given p(d|x). Whether there is
 any shift to use is tested first, and classes are left out where there is none.
@@ -31,6 +31,7 @@ from shiftscope.core.corpora.latent import Array, Factorizer, Labels, Mixture, S
 from shiftscope.core.embedding import Corpus, Embedding
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 
 SHOWN_TEXTS, SHOWN_CHARACTERS, SHOWN_WORDS = 6, 300, 8
 SURE = 2.33  # standard errors above zero at which a shift counts as usable (one-sided 1 %)
@@ -138,6 +139,10 @@ def domains(
     read: Sequence[Corpus] = [
         embedding.read(one, _name(one, number), embeddings.field, limit) for number, one in enumerate(corpora)
     ]
+    if finding.features == "words":
+        unread(embeddings, Embedding(), "--features embedding", but=("field",))
+    if finding.features == "embedding" or any(one.rows_ND.shape[1] for one in read):
+        unread(finding, Latent(), "--features words, on texts,", "words")
     parts = parts or Parts()
     settings = {
         "corpora": {one.name: dict(one.provenance) for one in read},

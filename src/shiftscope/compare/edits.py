@@ -56,6 +56,7 @@ from shiftscope.core.edits.edit_trials import (
 )  # fmt: skip
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Result
+from shiftscope.core.settings import unread
 
 INSTRUCTION = (
     "Replace each word in square brackets by another word that fits there. Keep the brackets and change nothing else.\n\n"
@@ -128,9 +129,8 @@ def edits(
     Raises ValueError, in one sentence, for recorded outputs without raw ids, texts without a passage of the right length,
     and a tokenizer that changes the texts.
     """
-    if loading.compile:
-        raise ValueError("compile is set: there is nothing to compile here; leave it out")
     asked, parts = _asked(model, probing, loading), parts or Parts()
+    _check_read(asked, recorded is not None, probing, drawing, loading)
     records = None if recorded is None else _records(recorded, limit)
     settings = {
         "texts": texts, "limit": limit, "recorded": answers.identified(recorded), "probing": asdict(probing),
@@ -171,6 +171,20 @@ class Asked:
     def draws(self) -> bool:
         """Whether there is a model to draw from."""
         return self.checkpoint is not None
+
+
+def _check_read(asked: Asked, recorded: bool, probing: Probing, drawing: Drawing, loading: Loading) -> None:
+    """Raises ValueError for a setting that recorded outputs, or a tokenizer alone, do not need."""
+    read = ["words", *(["instruction"] if asked.draws or recorded else []), *(["template"] if asked.draws else [])]
+    if recorded or not asked.draws:
+        reader = "a checkpoint without --recorded" if asked.draws else "a checkpoint"
+        unread(probing, Probing(), reader, but=read)
+        unread(drawing, Drawing(), reader)
+        unread(loading, Loading(), reader, "batch_size")
+    elif BYTES not in probing.remedies:
+        unread(probing, Probing(), f"--remedies {BYTES}", "support")
+    if not asked.draws:
+        unread(loading, Loading(), "a checkpoint")
 
 
 def _asked(model: str | Checkpoint, probing: Probing, loading: Loading) -> Asked:
@@ -221,7 +235,7 @@ def _frame(asked: Asked, probing: Probing, drawing: Drawing, most: int | None) -
 
 def _records(recorded: Texts, limit: int | None) -> list[Mapping[str, Any]]:
     """Recorded outputs, each with its raw ids and its passage."""
-    records = list(corpus.records(recorded))[:limit]  # type: ignore[arg-type]
+    records = list(corpus.records(recorded, limit))  # type: ignore[arg-type]
     if not records:
         raise ValueError("there are no recorded outputs: give passages in brackets with the raw output ids")
     for number, record in enumerate(records):

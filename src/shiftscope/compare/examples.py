@@ -3,7 +3,7 @@
 The deepest texts are the most typical ones of their label, the shallowest its outliers, and `spread` takes evenly spaced
 quantiles of depth. Labels keep the mix they have in the pool; the deepest example stands last, nearest to the query.
 
-Source: arXiv 2310.15010 (ranking of in-context examples by depth).
+Source: arXiv 2310.15010 (ranking of in-context examples by depth). Texts become vectors in `core/embedding.py`.
 Deviation: the paper's exact order and number of shots are not public; depth within each label, the label mix by largest
 remainders and deepest-last are ours. A text is picked once, however often it occurs. The depth of two corpora in each
 other is `compare corpora`.

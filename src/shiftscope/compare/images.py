@@ -46,6 +46,7 @@ from shiftscope.core.images.patches import Patching, View
 from shiftscope.core.images.pictures import Advance, Images, Kind, Source
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse, unread
 
 LEVEL = 0.05
 WORDS = {
@@ -118,6 +119,10 @@ def images(
     """
     if detector is not None and save is not None:
         raise ValueError("--save writes a new detector and --detector reads one: leave one of them out")
+    if detector is not None:
+        unread(judging, Judging(), "a run that trains a detector, without --detector,", "held_out")
+    if patching.stride is not None:
+        unread(patching, Patching(), "a run without --stride", "patches")
     parts, where = parts or Parts(), _device(device)
     if parts.shard != (0, 1) and detector is None:
         raise ValueError("every shard would train a detector: train it once with --save, then give it as --detector")
@@ -133,6 +138,10 @@ def images(
     sides = _prepared(
         found, saved.detector.made.channels if saved and not saved.settings["tokens"] else None, size, advance
     )
+    if saved is None and (sides[0].found.kind == "pixels" or codebook is not None):
+        unread(patching, Patching(), "token ids without --codebook", "code_width")
+    if sides[0].found.kind == "tokens":
+        refuse("images", size=(size, None))
     patches.group_size(sides[0].shape, patching)
     settings = _settings(
         sides, detector, saved, kind=kind, codebook=codebook and str(codebook), size=size, limit=limit,

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from shiftscope.core import answers, corpus, paired, statistics
-from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.answers import Compiling, Texts
 from shiftscope.core.checkpoints import Checkpoint, opened
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
@@ -38,6 +38,7 @@ from shiftscope.core.keys.gains import Gains
 from shiftscope.core.keys.probing import Probing
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse, unread
 from shiftscope.core.verifiers import Verifier
 
 PLACES = {"top": "top ranks", "in": "their look-alikes", "out": "other tokens"}
@@ -91,7 +92,7 @@ def keys(
     verifier: str | Verifier | None = None,
     template: Template = "plain",
     sampling: Sampling = Sampling(),
-    loading: Loading = Loading(),
+    loading: Compiling = Compiling(),
     clustering: Clustering = Clustering(),
     probes: Probing = Probing(),
     parts: Parts | None = None,
@@ -110,8 +111,21 @@ def keys(
     Raises ValueError, in one sentence, for differing vocabularies, malformed texts, more clusters than rows, NaN
     logits.
     """
+    if tuned is None:
+        unread(sampling, Sampling(), "a TUNED checkpoint")
+        unread(loading, Compiling(), "a TUNED checkpoint", "batch_size", "compile")
+        unread(clustering, Clustering(), "a TUNED checkpoint", "gainers", "permutations")
+    if verifier is None:
+        unread(probes, Probing(), "--verifier")
+    if tuned is None and verifier is None:
+        refuse(
+            "a TUNED checkpoint or --verifier", texts=(texts, None), limit=(limit, None), template=(template, "plain")
+        )
     first = opened(base, dtype=loading.dtype, device=loading.device)
     second = None if tuned is None else answers.pair(first, tuned, loading)[1]
+    read = answers.corpus_of(texts, second or first, limit) if second or verifier else []
+    if second:
+        answers.check_sampling(read, sampling)
     parts = parts or Parts()
     settings = answers.provenance(
         first, second, texts=texts, limit=limit, verifier=probing.named(verifier), template=template,
@@ -120,7 +134,6 @@ def keys(
     parts.settle(settings)
     found, notes = described(first, second, clustering), list[str]()
     gained, probed = None, None
-    read = answers.corpus_of(texts, second or first, limit) if second or verifier else []
     if second:
         ready = answers.prepare(
             first, second, read, template=template, sampling=sampling, batch_size=loading.batch_size, parts=parts,

@@ -7,6 +7,7 @@ choice.
 
 Source: arXiv 2601.06238 (SPINAL: α, transport, terminal block). Its curve summaries are not fully published:
 localisation, coherence, curvature and the score are our reading, and the score's weights are a convention.
+The preference gradient: `core/layers/preference.py`.
 Deviation: states at the answer's tokens, centred; windows, rank rule and rounding level as in `core/layers/spectrum.py`.
 Deviation: transport is numbered by the block it crosses (source: by the layer it leaves), so that the terminal blocks'
 figure holds exactly what those blocks do; full vocabulary instead of a top-k truncation; chord form instead of arccos.
@@ -42,6 +43,7 @@ from shiftscope.core.layers.curves import DELTA, Array, Curves, nullable, termin
 from shiftscope.core.layers.depth import ALPHA, OTHER_WINDOWS, SIDES, TRANSPORT, Depth, curves_of, measure, same_depth
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 
 LOCALISED = 2 / 3  # a terminal layer changes at least twice as much as another one
 
@@ -85,12 +87,22 @@ def layers(
     Returns a Result whose table has one row per layer (with --watch: one per checkpoint of the run).
     Raises ValueError, in one sentence, for differing vocabularies or depths, malformed texts, states that are NaN.
     """
+    if not watching.watch:
+        unread(watching, Watching(), "--watch")
+    if watching.watch and preferences is not None:
+        raise ValueError(
+            "preferences are given, and a watched run does not read them: leave them out, or compare one pair"
+        )
+    if preferences is None:
+        unread(depth, Depth(), "--preferences", "beta")
     run = str(tuned if isinstance(tuned, str) else tuned.name) if watching.watch else None
     if run is not None:
         tuned = str(list(runs.checkpoint_folders(run).values())[-1])
     first, second = answers.pair(base, tuned, loading)
     same_depth(first, second)
     depth.chosen(len(first.head.blocks))
+    read = answers.corpus_of(texts, second, limit)
+    answers.check_sampling(read, sampling)
     parts = parts or Parts()
     settings = answers.provenance(
         first, None if run else second, texts=texts, limit=limit, template=template, preferences=preferences,
@@ -98,7 +110,7 @@ def layers(
     )  # fmt: skip
     parts.settle(settings)
     found = answers.prepare(
-        first, second, answers.corpus_of(texts, second, limit), template=template, sampling=sampling,
+        first, second, read, template=template, sampling=sampling,
         batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
 

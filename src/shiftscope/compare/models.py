@@ -3,6 +3,8 @@
 Token by token (`compare tokens`), layer by layer (`compare layers`), by families of vocabulary keys (`compare keys`),
 and, where a verifier says which answers are right, whether the shift matters (`compare swaps`). This file only composes those
 methods; it is the one method file that may import others.
+
+Source: those of `compare/tokens.py`, `compare/layers.py`, `compare/keys.py` and `compare/swaps.py`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from shiftscope.compare.layers import summarise as summarise_layers
 from shiftscope.compare.swaps import swaps
 from shiftscope.compare.tokens import summarise as summarise_tokens
 from shiftscope.core import answers, paired, positions
-from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.answers import Compiling, Texts
 from shiftscope.core.checkpoints import Checkpoint, vocabulary_difference
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
@@ -28,6 +30,7 @@ from shiftscope.core.keys import gains, probing
 from shiftscope.core.keys.probing import Probing
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Result
+from shiftscope.core.settings import refuse
 from shiftscope.core.verifiers import Verifier
 
 BYTE_BATCH = 8  # texts whose trees of contexts are held at once
@@ -43,7 +46,7 @@ def models(
     template: Template = "plain",
     base_template: Template | None = None,
     sampling: Sampling = Sampling(),
-    loading: Loading = Loading(batch_size=64),
+    loading: Compiling = Compiling(batch_size=64),
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
 ) -> Result:
@@ -68,12 +71,15 @@ def models(
     )
     difference = vocabulary_difference(first, second)
     if difference:
+        refuse(f"a pair of one vocabulary ({difference})", verifier=(verifier, None), compile=(loading.compile, False))
         return _by_byte(first, second, asked, difference, parts, advance)
+    read = answers.corpus_of(texts, second, limit)
+    answers.check_sampling(read, sampling)
     parts = parts or Parts()
     settings = answers.provenance(first, second, **{field.name: getattr(asked, field.name) for field in fields(asked)})
     parts.settle(settings)
     found = answers.prepare(
-        first, second, answers.corpus_of(texts, second, limit), template=template, base_template=base_template,
+        first, second, read, template=template, base_template=base_template,
         sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
     same_depth = len(first.head.blocks) == len(second.head.blocks)
@@ -109,7 +115,7 @@ class Asked:
     template: Template
     base_template: Template | None
     sampling: Sampling
-    loading: Loading
+    loading: Compiling
 
 
 def _keys_and_swaps(

@@ -11,7 +11,7 @@ On the oracle with 2 000 texts of 8 places the seven rules that declare to keep 
 likely, and two positions a call at 0.045 (random) and 0.09 (max_prob).
 
 Source: the rules compared are those of arXiv 2502.09992 (LLaDA), arXiv 2508.15487 (Dream), arXiv 2505.22618 (Fast-dLLM),
-arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the test is our own (core/denoising/fidelity.py).
+arXiv 2601.20332 (windows) and arXiv 2504.20456 (any-subset speculation); the test is our own (`core/denoising/fidelity.py`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from shiftscope.core.denoising.decoders import Model, Named, Text
 from shiftscope.core.denoising.oracle import MarkovOracle, random_chain
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse, unread
 
 RULES = (
     "left_to_right", "random", "max_prob", "margin", "entropy", "blocks block=4", "sampled", "random per_call=2",
@@ -104,6 +105,8 @@ def preservation(
         raise ValueError(
             "prompts are given and the model is the oracle, which reads none: name a checkpoint with --model"
         )
+    if model == "oracle":
+        _check_read(limit, samples, max_new_tokens, loading)
     if model != "oracle" and chain != Chain():
         raise ValueError(
             "states, places, texts and concentration are of the oracle, and a checkpoint is tested: leave them out, or leave "
@@ -123,7 +126,7 @@ def preservation(
         texts = [Text(document, [found.mask_id] * chain.places, 0) for document in range(chain.texts)]
         size = max(1, chain.texts // 4)
     else:
-        records = answers.corpus_of(prompts, _any(found), limit)
+        records = answers.corpus_of(prompts, _any(found), limit, option="prompts")
         for named in asked:
             decoders.check(found, named, records)
         texts, size = decoders.canvases(found, records, max_new_tokens, samples), loading.batch_size
@@ -134,6 +137,14 @@ def preservation(
     )["reveals"]  # fmt: skip
     exact = (found.bigrams(chain.places), _floor(found, chain)) if isinstance(found, MarkovOracle) else None
     return summarise(rows, asked, model=found, level=level, exact=exact, provenance=provenance)
+
+
+def _check_read(limit: int | None, samples: int, max_new_tokens: int, loading: Loading) -> None:
+    """Raises ValueError for a setting that the oracle does not read."""
+    refuse(
+        "--model with a checkpoint", limit=(limit, 32), samples=(samples, 1), max_new_tokens=(max_new_tokens, 32),
+    )  # fmt: skip
+    unread(loading, Loading(batch_size=64), "--model with a checkpoint")
 
 
 def _any(model: Any) -> Any:

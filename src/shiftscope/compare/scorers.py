@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 from shiftscope.core import answers, checkpoints, paired, statistics
-from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.answers import Compiling, Texts
 from shiftscope.core.checkpoints import Checkpoint, DTypeName, check_same_vocabulary, opened
 from shiftscope.core.corpus import Template, Text
 from shiftscope.core.decode import Sampling
@@ -38,6 +38,7 @@ from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
 from shiftscope.core.scorers import logged, rescoring, scoring
 from shiftscope.core.scorers.rescoring import Serving
+from shiftscope.core.settings import unread
 
 Column = Mapping[str, NDArray[Any]]
 RATIO_QUANTILES = (0.001, 0.01, 0.05, 0.5, 0.95, 0.99, 0.999)
@@ -93,7 +94,7 @@ def scorers(
     limit: int | None = None,
     template: Template = "plain",
     sampling: Sampling = Sampling(temperature=1.0),
-    loading: Loading = Loading(),
+    loading: Compiling = Compiling(),
     clipping: Clipping = Clipping(),
     serving: Serving = Serving(),
     asking: Asking = Asking(),
@@ -117,6 +118,7 @@ def scorers(
     parts = parts or Parts()
     if what.kind == "file" and texts is not None:
         raise ValueError("--texts and --against file:… both name the tokens: the file's are scored, leave --texts out")
+    _check_read(what, sampling, loading, serving, asking)
     endpoint = Endpoint(what.value, asking) if what.kind == "endpoint" else None
     first = opened(model, dtype=loading.dtype, device=loading.device)
     settings = answers.provenance(
@@ -124,6 +126,9 @@ def scorers(
         loading=asdict(loading), serving=asdict(serving) if endpoint else None,
     )  # fmt: skip
     settings["model"] = settings.pop("base")
+    given = [] if what.kind == "file" else answers.corpus_of(texts, first, limit)
+    if what.kind != "file":
+        answers.check_sampling(given, sampling, Sampling(temperature=1.0))
     parts.settle(settings)
     step = None if advance is None else lambda done, total: advance("scoring", done, total)
     if what.kind == "file":
@@ -131,7 +136,6 @@ def scorers(
         rows = rescoring.from_file(first, found, batch_size=loading.batch_size, parts=parts, advance=step)
         return _finished(rows, first, found.texts, found.items, what, clipping, "given", [], settings)
     second = first if endpoint or what.kind == "batch" else _copy(first, what, loading)
-    given = answers.corpus_of(texts, first, limit)
     prepared = answers.prepare(
         first, second, given, template=template, sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
@@ -151,6 +155,17 @@ def scorers(
     return _finished(rows, first, prepared.texts, prepared.paired, what, clipping, drawn, notes, settings)
 
 
+def _check_read(what: Against, sampling: Sampling, loading: Compiling, serving: Serving, asking: Asking) -> None:
+    """Raises ValueError for a setting that this kind of scorer does not read."""
+    if what.kind == "file":
+        unread(sampling, Sampling(temperature=1.0), "a scorer other than --against file:…")
+    if what.kind in ("file", "endpoint"):
+        unread(loading, Compiling(), "a scorer that runs here (dtype:…, attention:…, batch:…)", "compile")
+    if what.kind != "endpoint":
+        unread(serving, Serving(), "--against endpoint:…")
+        unread(asking, Asking(), "--against endpoint:…")
+
+
 def parse_against(against: str) -> Against:
     """Read 'kind:value'. Raises ValueError, naming the kinds, for anything else."""
     kind, _, value = against.partition(":")
@@ -165,7 +180,7 @@ def parse_against(against: str) -> Against:
     return Against(kind, value)
 
 
-def _copy(first: Checkpoint, what: Against, loading: Loading) -> Checkpoint:
+def _copy(first: Checkpoint, what: Against, loading: Compiling) -> Checkpoint:
     """The same weights in another dtype or behind another attention back-end; the given model is not touched."""
     dtype = what.value if what.kind == "dtype" else loading.dtype
     if "sha256" in first.provenance:  # it was loaded by name: so is its copy

@@ -5,6 +5,7 @@ are linked; the graph gives communities and distances, ready train/test tasks fr
 measured model, and from recorded mini-batches which training slice helps or hurts which evaluation slice.
 
 Source: arXiv 2202.06523 (slices, graph, distance: section 3; tasks: section 4; training conflict: section 5.2).
+Losses to train on the tasks with are in `core/slices/group_losses.py`.
 Deviation: distances are `commute` (root of the resistance distance); `--distance spectral5` gives the paper's. On scenes
 planted along a line the first ranks tasks by their accuracy and the second does not.
 Deviation: items of several named classes are taken out before the minimum size is asked, as in the published code, and
@@ -29,6 +30,7 @@ from shiftscope.core import answers, corpus, statistics
 from shiftscope.core.answers import Advance
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse, unread
 from shiftscope.core.slices import conflict, overlap, shifting, slice_maps, slice_scores, tagged
 from shiftscope.core.slices.slice_maps import Graphing, Map, kept
 from shiftscope.core.slices.slice_scores import Scores
@@ -104,6 +106,7 @@ def slices(
     Returns a Result with one row per slice; its parts hold memberships, distances, tasks and the training conflict.
     Raises ValueError, in one sentence, for repeated ids, items without tags, and tags that make no slice of the minimum size.
     """
+    _check_read(tasking, outcomes is not None, outcome, lower_is_better, trained, steps is not None, steps_are_scores)
     whole = tagged.read(source, tagging)
     chosen = tuple(dict.fromkeys(classes or tasking.classes()))
     table, ambiguous = kept(whole, chosen, graphing)
@@ -123,8 +126,6 @@ def slices(
             f"no class has {graphing.distance} distances; {subject}: {reason}; use commute, or keep more slices"
         )
     scores = None if outcomes is None else _scores(table, outcomes, outcome, tagging.id, not lower_is_better)
-    if trained and scores is None:
-        raise ValueError("trained says what a measured model was trained on: give its outcomes as well")
     made = [_memberships(table), _distances(maps, graphing)]
     tasks = _tasks(table, maps, tasking, chosen)
     made += [shifting.summarise(table, tasks, "compare slices tasks")] if tasks else []
@@ -144,6 +145,30 @@ def slices(
     )
     notes = [f"{subject} has no {graphing.distance} distances: {reason}" for subject, reason in refused.items()]
     return _whole(whole, table, maps, ambiguous, scores, made, notes, provenance)
+
+
+def _check_read(
+    tasking: Tasking,
+    measured: bool,
+    outcome: str,
+    lower_is_better: bool,
+    trained: Sequence[str],
+    stepped: bool,
+    steps_are_scores: bool,
+) -> None:
+    """Raises ValueError for a setting of what is not asked for: tasks, outcomes or steps."""
+    if not tasking.test:
+        unread(tasking, Tasking(), "a task with --test", "levels", "width")
+    if not tasking.majority:
+        unread(tasking, Tasking(), "a task with --majority and --minority", "counts")
+    if not tasking.test and not tasking.majority:
+        unread(tasking, Tasking(), "a task", "seed")
+    if trained and not measured:
+        raise ValueError("trained says what a measured model was trained on: give its outcomes as well")
+    if not measured:
+        refuse("--outcomes", outcome=(outcome, "correct"), lower_is_better=(lower_is_better, False))
+    if not stepped:
+        refuse("--steps", steps_are_scores=(steps_are_scores, False))
 
 
 def _maps(table: SliceTable, graphing: Graphing, parts: Parts, advance: Advance | None) -> dict[str, Map]:

@@ -25,11 +25,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shiftscope.core import embedding, statistics
-from shiftscope.core.answers import Advance, identified
-from shiftscope.core.checkpoints import DTypeName
+from shiftscope.core.answers import Advance, Loading, identified
 from shiftscope.core.endpoint import Asking
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse, unread
 from shiftscope.core.slices import assignment, labelled, slices, structure, weak_slices
 from shiftscope.core.slices.asking import Backend, Function, open_backend
 from shiftscope.core.slices.assignment import NONE, RESERVED, UNASSIGNED, Sorted, Voting, Words
@@ -83,20 +83,14 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Computing:
-    """How what runs here is run. encoder: the sentence encoder of --assign embedding (default: all-MiniLM-L6-v2 of the extra
-    `embed`). dtype: of a model:NAME, 'auto' is float32 on a CPU, its own on an accelerator. device: 'auto' is cuda where there
-    is one. batch_size: texts of one forward.
+class Computing(Loading):
+    """How what runs here is run: a --llm model:NAME, or the sentence encoder of --assign embedding.
+
+    dtype: of a model:NAME, 'auto' is float32 on a CPU, its own on an accelerator. batch_size: texts of one forward.
+    encoder: of --assign embedding; none takes all-MiniLM-L6-v2 of the extra `embed`.
     """
 
     encoder: str | None = None
-    dtype: DTypeName = "auto"
-    device: str = "auto"
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -139,6 +133,7 @@ def subpopulations(
     Returns a Result whose table has one row per item: its attribute on every dimension, and its weight.
     Raises ValueError, in one sentence, where no model is given, for malformed texts, criteria or answers.
     """
+    _check_read(llm, criteria is not None, assign, seed, (discovery, refining, voting, budget), computing, asking)
     items = labelled.read(texts, reading)
     words = None if criteria is None else read_criteria(criteria)
     parts = parts or Parts()
@@ -168,6 +163,36 @@ def subpopulations(
     rows = _sorted(asker, bodies, words, voting, seed, parts)
     found = SortedTexts(items, rows, words, f"model {backend.model}", voted=True)
     return summarise(found, slicing, run=Run(cost, asker, made), provenance=settings)
+
+
+def _check_read(
+    llm: str | Backend | Function | None,
+    given: bool,
+    assign: Assign,
+    seed: int,
+    how: tuple[Discovery, Refining, Voting, Budget],
+    computing: Computing,
+    asking: Asking,
+) -> None:
+    """Raises ValueError for a setting that this way of sorting, or this model, does not read. given: whether criteria are."""
+    usual = Discovery(), Refining(), Voting(), Budget()
+    if assign != "model":
+        refuse("--assign model", llm=(llm, None), seed=(seed, 0))
+        for settings, default in zip(how, usual, strict=True):
+            unread(settings, default, "--assign model")
+        unread(asking, Asking(), "--assign model")
+    elif given:
+        for settings, default in list(zip(how, usual, strict=True))[:2]:
+            unread(settings, default, "a run without --criteria")
+    if assign != "embedding":
+        unread(computing, Computing(), "--assign embedding", "encoder")
+    runs_here = isinstance(llm, str) and llm.startswith("model:")
+    if not runs_here:
+        unread(computing, Computing(), "--llm model:NAME", "dtype")
+    if not runs_here and assign != "embedding":
+        unread(computing, Computing(), "--llm model:NAME or --assign embedding", "device", "batch_size")
+    if isinstance(llm, str) and not llm.startswith("endpoint:"):
+        unread(asking, Asking(), "--llm endpoint:URL", but=("replay",))
 
 
 def read_criteria(source: Path | str | Mapping[str, Any]) -> dict[str, dict[str, tuple[str, ...]]]:
@@ -203,7 +228,7 @@ def _without_model(
         rows, by = assignment.by_words(bodies, words), "words"
     else:
         batch = computing.batch_size
-        loaded = embedding.load(embedding.Embedding(encoder=computing.encoder, batch_size=batch))
+        loaded = embedding.load(embedding.Embedding(computing.encoder, batch_size=batch, device=computing.device))
         texts_ND, _ = embedding.embed(loaded, bodies, batch)
         vectors = {
             dimension: {name: embedding.embed(loaded, shown, batch)[0].mean(0) for name, shown in attributes.items()}

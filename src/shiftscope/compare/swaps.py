@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from shiftscope.core import answers, corpus, statistics, swapping, verifiers
-from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.answers import Compiling, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
@@ -54,7 +54,7 @@ def swaps(
     base_template: Template | None = None,
     sweep: Sweep = Sweep(),
     sampling: Sampling = Sampling(temperature=1.0),
-    loading: Loading = Loading(),
+    loading: Compiling = Compiling(),
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
 ) -> Result:

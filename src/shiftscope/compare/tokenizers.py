@@ -159,6 +159,7 @@ def summarise(
     figures |= {name: figure for pair in pairs for name, figure in pair.figures.items()} | _saving(curves, corpus)
     notes = [
         *(note for _, said in found["group"] for note in said),
+        *_numbered_notes(corpus),
         *notes,
         *(note for pair in pairs for note in pair.notes),
         *_curve_notes(curves, corpus, added),
@@ -240,9 +241,10 @@ def _pair(corpus: Corpus, other: int) -> Pair:
         f"differing_characters.{label}": rates.ratio_figure(differing_D, corpus.sizes.characters_D, "share"),
         f"texts_cut_alike.{label}": Figure(same / len(texts), "share", len(texts)),
     }
+    suffixes = _suffixes(corpus)
     for name, chosen_D in corpus.groups().items():
         if name != ALL:
-            figures[f"differing_characters.{label}{_suffix(*name)}"] = rates.ratio_figure(
+            figures[f"differing_characters.{label}{suffixes[name]}"] = rates.ratio_figure(
                 differing_D[chosen_D], corpus.sizes.characters_D[chosen_D], "share"
             )
     notes: list[str] = []
@@ -257,9 +259,30 @@ def _pair(corpus: Corpus, other: int) -> Pair:
     return Pair(first.name, second.name, figures, notes, rows)
 
 
-def _suffix(grouping: str, group: str) -> str:
-    """What stands behind a figure's name for one group of texts; nothing for all of them."""
-    return "" if grouping == ALL[0] else "." + grouping + "." + re.sub(r"\W+", "_", group)
+def _suffixes(corpus: Corpus) -> dict[tuple[str, str], str]:
+    """(grouping, name) -> what stands behind a figure's name for one group of texts; nothing for all of them.
+
+    Groups whose names differ only in characters that a figure's name cannot have are numbered: C# and C++ are C_ and C__2.
+    """
+    found: dict[tuple[str, str], str] = {}
+    for grouping, group in corpus.groups():
+        plain = numbered = "." + grouping + "." + re.sub(r"\W+", "_", group)
+        number = 1
+        while numbered in found.values():
+            number += 1
+            numbered = f"{plain}_{number}"
+        found[grouping, group] = "" if (grouping, group) == ALL else numbered
+    return found
+
+
+def _numbered_notes(corpus: Corpus) -> list[str]:
+    """Which figures are whose, where groups had to be numbered."""
+    suffixes = _suffixes(corpus)
+    return [
+        f"figures whose names end in {suffix} are those of the {grouping} {group!r}"
+        for (grouping, group), suffix in suffixes.items()
+        if suffix and suffix != "." + grouping + "." + re.sub(r"\W+", "_", group)
+    ]
 
 
 def _overlap(first: Tokens, second: Tokens, ours: Cut, theirs: Cut) -> dict[str, Figure]:
@@ -311,10 +334,11 @@ def _figures(table: pa.Table, corpus: Corpus, measuring: Measuring) -> tuple[dic
     labels = {BYTES: "raw_bytes"} | {tokens.name: tokens.label for tokens in corpus.tokens}
     whole = {row["tokenizer"]: row for row in table.to_pylist() if row["grouping"] == ALL[0]}
     unreliable: dict[str, list[str]] = {}
+    suffixes = _suffixes(corpus)
     for row in table.to_pylist():
         if row["tokenizer"] == BYTES:
             continue
-        group = _suffix(row["grouping"], row["group"])
+        group = suffixes[row["grouping"], row["group"]]
         for quantity, unit in (("bytes_per_token", "bytes/token"), ("tokens_per_char", "tokens/char")):
             low, high = row[f"{quantity}_low"], row[f"{quantity}_high"]
             name = f"{quantity}.{labels[row['tokenizer']]}{group}"

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shiftscope.core import answers, divergence, paired, statistics
-from shiftscope.core.answers import Loading, Texts
+from shiftscope.core.answers import Compiling, Texts
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Template
 from shiftscope.core.decode import Sampling
@@ -56,7 +56,7 @@ def tokens(
     template: Template = "plain",
     base_template: Template | None = None,
     sampling: Sampling = Sampling(),
-    loading: Loading = Loading(),
+    loading: Compiling = Compiling(),
     listing: Listing = Listing(),
     parts: Parts | None = None,
     advance: answers.Advance | None = None,
@@ -74,6 +74,8 @@ def tokens(
     Raises ValueError, in one sentence, for differing vocabularies, malformed texts, answers beyond a context, NaN logits.
     """
     first, second = answers.pair(base, tuned, loading)
+    read = answers.corpus_of(texts, second, limit)
+    answers.check_sampling(read, sampling)
     parts = parts or Parts()
     settings = answers.provenance(
         first, second, texts=texts, limit=limit, template=template, base_template=base_template,
@@ -81,7 +83,7 @@ def tokens(
     )  # fmt: skip
     parts.settle(settings)
     found = answers.prepare(
-        first, second, answers.corpus_of(texts, second, limit), template=template, base_template=base_template,
+        first, second, read, template=template, base_template=base_template,
         sampling=sampling, batch_size=loading.batch_size, parts=parts, advance=advance,
     )  # fmt: skip
     scorer = paired.Scorer(first, second, compiled=loading.compile)

@@ -87,7 +87,7 @@ def traces(
     Raises ValueError, in one sentence, for malformed records, traces beyond the context, ids the student does not have.
     """
     parts, model = parts or Parts(), opened(student, dtype=loading.dtype, device=loading.device)
-    records = list(corpus.records(traces))[:limit]
+    records = list(corpus.records(traces, limit))
     found = [read(number, record, model, template, str(traces)) for number, record in enumerate(records)]
     if not found:
         raise ValueError("there are no traces: give at least one record with a prompt and an answer")
@@ -97,10 +97,6 @@ def traces(
     settings = answers.provenance(
         model, traces=str(named), limit=limit, template=template, judging=asdict(judging), loading=asdict(loading)
     )
-    if loading.compile:
-        raise ValueError(
-            "--compile is for the statistics of two models' laws, of which there are none here: leave it out"
-        )
     parts.settle(settings)
     rows = parts.map(
         "traces", paired.batches(items, loading.batch_size), lambda batch: {"tokens": scored(model, batch)},

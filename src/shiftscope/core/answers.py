@@ -19,6 +19,7 @@ from shiftscope.core.corpus import Template, Text
 from shiftscope.core.decode import Sampling
 from shiftscope.core.paired import PairedText
 from shiftscope.core.parts import Parts
+from shiftscope.core.settings import unread
 
 Advance = Callable[[str, int, int], None]
 Texts = str | Path | Sequence[Mapping[str, Any]] | None
@@ -30,18 +31,27 @@ class Loading:
     """How models are loaded and run.
 
     dtype: 'auto' is float32 on a CPU, the checkpoint's own on an accelerator. device: 'auto' is cuda where there is one.
-    batch_size: texts of one forward and of one part. compile: the statistics in compiled code: a C
-    kernel on a CPU (where there is a compiler), torch.compile on an accelerator.
+    batch_size: texts of one forward and of one part.
     """
 
     dtype: DTypeName = "auto"
     device: str = "auto"
     batch_size: int = 32
-    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Compiling(Loading):
+    """How the models of a method that computes statistics of two next-token laws are loaded and run.
+
+    compile: the statistics in compiled code: a C kernel on a CPU (where there is a compiler), torch.compile on an
+    accelerator.
+    """
+
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,14 +76,16 @@ def both(base: str | Checkpoint, tuned: str | Checkpoint, loading: Loading) -> t
     return first, first if tuned == base else opened(tuned, dtype=loading.dtype, device=loading.device)
 
 
-def compile_notes(loading: Loading, checkpoint: Checkpoint) -> list[str]:
+def compile_notes(loading: Compiling, checkpoint: Checkpoint) -> list[str]:
     """A sentence for the notes where compiled statistics were asked for and could not be had, else nothing."""
     asked = loading.compile and checkpoint.head.device.type == "cpu"
     return [note for note in [laws.compiled_note() if asked else ""] if note]
 
 
-def corpus_of(texts: Texts, tuned: Checkpoint, limit: int | None = None) -> list[Text]:
+def corpus_of(texts: Texts, tuned: Checkpoint, limit: int | None = None, *, option: str = "texts") -> list[Text]:
     """The given corpus, or the prompts that ship with the tuned checkpoint (`prompts.jsonl` in its folder).
+
+    option: what the method calls the corpus, for the error.
 
     Raises ValueError where no texts are given and the checkpoint ships none.
     """
@@ -82,10 +94,19 @@ def corpus_of(texts: Texts, tuned: Checkpoint, limit: int | None = None) -> list
     shipped = Path(tuned.model.config.name_or_path or "") / "prompts.jsonl"
     if not shipped.is_file():
         raise ValueError(
-            f"no texts are given and {tuned.name} ships no prompts: give --texts FILE (jsonl with a prompt, and an answer "
-            f"if you have one, on each line)"
+            f"no {option} are given and {tuned.name} ships no prompts: give --{option} FILE (jsonl, parquet or txt, with a "
+            f"prompt in each record)"
         )
     return corpus.read(shipped, limit)
+
+
+def check_sampling(texts: Sequence[Text], sampling: Sampling, default: Sampling = Sampling()) -> None:
+    """Raises ValueError where sampling is asked for and every text has its answer, so that nothing is drawn.
+
+    default: the method's own.
+    """
+    if all(text.answer is not None for text in texts):
+        unread(sampling, default, "a text without an answer")
 
 
 def shipped_verifier(tuned: Checkpoint) -> str | None:

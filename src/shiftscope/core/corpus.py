@@ -6,6 +6,7 @@ Source of the zero-shot frame: arXiv 2312.01552 (structure of the published prom
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,17 +41,29 @@ def read(source: str | Path | Iterable[Mapping[str, Any]], limit: int | None = N
     """
     name = str(source) if isinstance(source, str | Path) else "the given records"
     texts = []
-    for number, record in enumerate(records(source)):
-        if limit is not None and number >= limit:
-            break
+    for number, record in enumerate(records(source, limit)):
         texts.append(_text(number, record, f"{name}, record {number + 1}"))
     if not texts:
         raise ValueError(f'{name} has no records: give at least one line such as {{"prompt": "…", "answer": "…"}}')
     return texts
 
 
-def records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[Any]:
-    """The records of a jsonl, parquet or txt file, or those already in memory, as they are; raises like `read`."""
+def records(source: str | Path | Iterable[Mapping[str, Any]], limit: int | None = None) -> Iterator[Any]:
+    """The records of a jsonl, parquet or txt file, or those already in memory, as they are; raises like `read`.
+
+    limit: only so many of the first, at least 1.
+    """
+    check_limit(limit)
+    return itertools.islice(_records(source), limit)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raises ValueError for a limit that leaves nothing to read."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}: it must be at least 1; leave it out to read everything")
+
+
+def _records(source: str | Path | Iterable[Mapping[str, Any]]) -> Iterator[Any]:
     if not isinstance(source, str | Path):
         yield from source
         return

@@ -29,6 +29,11 @@ def check_drawing(temperature: float, top_p: float) -> None:
     """Raises ValueError where tokens cannot be drawn with these settings."""
     if not 0 <= temperature < math.inf or not 0 < top_p <= 1:
         raise ValueError(f"temperature {temperature} and top_p {top_p}: need temperature >= 0 and 0 < top_p <= 1")
+    if temperature == 0 and top_p < 1:
+        raise ValueError(
+            f"top_p is {top_p} at temperature 0, where the likeliest token is taken and nothing is drawn: raise temperature, "
+            f"or leave top_p out"
+        )
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from shiftscope.core import checkpoints, corpus
 from shiftscope.core.parts import Parts
+from shiftscope.core.settings import unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -216,8 +217,7 @@ def read(source: Source, name: str, field: str = "text", limit: int | None = Non
 
     Raises ValueError naming file and record for anything malformed, for vectors that are not numbers, and for nothing.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: it must be at least 1 record")
+    corpus.check_limit(limit)
     if isinstance(source, np.ndarray) or (isinstance(source, str | Path) and Path(source).suffix == ".npy"):
         return _matrix(source, name, limit)
     if isinstance(source, str | Path) and Path(source).suffix == ".parquet" and Path(source).is_file():
@@ -231,11 +231,9 @@ def read(source: Source, name: str, field: str = "text", limit: int | None = Non
             return _vectors(Path(source), name, field, limit)
     where = str(source) if isinstance(source, str | Path) else name
     plain = isinstance(source, str | Path) and Path(source).suffix == ".txt"
-    given: Iterable[Any] = corpus.records(source)  # type: ignore[arg-type]
+    given: Iterable[Any] = corpus.records(source, limit)  # type: ignore[arg-type]
     texts, records = [], []
     for number, record in enumerate(given):
-        if limit is not None and number >= limit:
-            break
         record = {field: record["prompt"] if plain else record} if plain or isinstance(record, str) else record
         if not isinstance(record, Mapping) or field not in record:
             found = (", ".join(record) or "nothing") if isinstance(record, Mapping) else type(record).__name__
@@ -388,8 +386,14 @@ def sha256(path: Path) -> str:
 
 
 def opened(found: Sequence[Corpus], settings: Embedding) -> Encoder | None:
-    """The encoder, where one of the corpora has no vectors yet; None where nothing is to be embedded."""
-    return load(settings) if any(not each.rows_ND.shape[1] for each in found) else None
+    """The encoder, where one of the corpora has no vectors yet; None where nothing is to be embedded.
+
+    Raises ValueError where nothing is, and settings say how.
+    """
+    if any(not each.rows_ND.shape[1] for each in found):
+        return load(settings)
+    unread(settings, Embedding(), "a corpus without vectors", but=("field",))
+    return None
 
 
 def embedded(

@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pkgutil
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
+from shiftscope.core import functions
 from shiftscope.core.endpoint import Asking, Endpoint, Reply
 
 LOWEST, HIGHEST = 1, 5
@@ -118,7 +116,8 @@ class Judge:
 
 
 def load(spec: str | Callable[[str], str], *, asking: Asking = Asking(), max_tokens: int = 1024) -> Judge:
-    """The judge a spec names: an endpoint `http://host:port/v1#model`, or `module:function` of the question.
+    """The judge a spec names: an endpoint `http://host:port/v1#model`, or a function of the question by
+    `module:function` or `file.py:function`.
 
     A function returns its reply as text. Raises ValueError for a spec that is neither or cannot be imported, and for a
     replay file with a function (its replies are not kept).
@@ -128,7 +127,10 @@ def load(spec: str | Callable[[str], str], *, asking: Asking = Asking(), max_tok
         return Judge(spec, lambda question, number: _asked(endpoint, question, number, max_tokens), asking.concurrency)
     if asking.replay is not None:
         raise ValueError("--replay keeps the replies of an endpoint: leave it out for a judge that is a function")
-    function = _function(spec) if isinstance(spec, str) else spec
+    if isinstance(spec, str):
+        function = functions.find(spec, "judge", instead="an endpoint such as http://localhost:8000/v1#model")
+    else:
+        function = spec
     name = spec if isinstance(spec, str) else f"{spec.__module__}:{spec.__qualname__}"
     return Judge(name, lambda question, number: _called(function, question))
 
@@ -147,24 +149,6 @@ def _called(function: Callable[[str], Any], question: str) -> Reply[str]:
     if not isinstance(said, str):
         return Reply(None, f"the judge returns a {type(said).__name__}, not text", 1)
     return Reply(said, None, 1)
-
-
-def _function(spec: str) -> Callable[[str], str]:
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
-        if ":" not in spec:
-            raise ValueError("it has no colon")
-        found = pkgutil.resolve_name(spec)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"{spec!r} is no judge ({error}): give an endpoint such as http://localhost:8000/v1#model, or module:function"
-        ) from error
-    finally:
-        sys.path.remove(here)
-    if not callable(found):
-        raise ValueError(f"the judge {spec!r} is of type {type(found).__name__}, not a function")
-    return found
 
 
 def question(

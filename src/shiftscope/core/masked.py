@@ -58,11 +58,6 @@ class Filling:
 
     def __post_init__(self) -> None:
         check_drawing(self.temperature, self.top_p)
-        if self.top_p < 1 and self.temperature == 0:
-            raise ValueError(
-                f"top_p is {self.top_p} at temperature 0, where the likeliest token is taken and nothing is drawn: raise "
-                f"temperature, or leave top_p out"
-            )
         if self.per_call < 1:
             raise ValueError(f"per_call is {self.per_call}: a call fills at least one position")
         rules = [self.threshold, self.factor, self.entropy_bound]

@@ -25,10 +25,14 @@ HELD = ("base", "tuned", "student", "teacher", "model")
 
 @dataclass(frozen=True)
 class Pool:
-    """An actor pool. workers: how many processes hold the models. gpus: share of a GPU for each (0: CPU only)."""
+    """An actor pool. workers: how many processes hold the models. gpus: share of a GPU for each (0: CPU only).
+
+    threads: of each one's computation (None: an equal share of the cores).
+    """
 
     workers: int
     gpus: float = 0.0
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.gpus < 0:
@@ -83,8 +87,9 @@ def on_ray(
         raise ValueError("--ray needs the package ray: pip install 'shiftscope[ray]'") from error
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    threads = max(1, int(ray.cluster_resources().get("CPU", 1)) // pool.workers)
-    actor = ray.remote(num_cpus=threads, num_gpus=pool.gpus)(Worker)
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)) // pool.workers)
+    threads = pool.threads or cores
+    actor = ray.remote(num_cpus=cores, num_gpus=pool.gpus)(Worker)
     method = f"{function.__module__}:{function.__name__}"
 
     def start() -> Any:

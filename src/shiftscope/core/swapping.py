@@ -61,6 +61,8 @@ class Sweep:
             raise ValueError("there are no thresholds: give at least one, such as --thresholds 0.1")
         if len(set(self.thresholds)) < len(self.thresholds) or len(set(self.taus)) < len(self.taus):
             raise ValueError(f"thresholds {list(self.thresholds)} and taus {list(self.taus)}: each may be given once")
+        if self.match != "switched" and not self.controls:
+            raise ValueError(f"match is {self.match} without controls, which alone are matched: leave one of them out")
         if self.block < 1 or (self.budget is not None and self.budget < 0):
             raise ValueError(f"block is {self.block} and budget {self.budget}: need block >= 1 and budget >= 0")
 

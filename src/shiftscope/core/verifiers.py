@@ -1,6 +1,7 @@
 """Verifiers: is an answer right? One callable (prompt, answer, reference) -> float, named by a spec.
 
-- `module:function` or `file.py:function`: any Python function of (prompt, answer, reference) or of (prompt, answer).
+- `module:function` or `file.py:function`: any Python function of (prompt, answer, reference) or of (prompt, answer);
+  a module may stand in the working folder.
 - `regex:PATTERN`: the last match of PATTERN in the answer (its first group, if it has one) equals the reference.
 - `exact`: the answer equals the reference. Both compare text, white space at the ends aside: '1.0' is not '1'.
 
@@ -9,17 +10,14 @@ What `load` returns raises ValueError, naming the answer, where the function rai
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import math
 import re
-import sys
 from collections.abc import Callable, Iterable
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 from typing import Any
+
+from shiftscope.core import functions
 
 Verifier = Callable[[str, str, str | None], float]
 
@@ -34,17 +32,7 @@ def load(spec: str) -> Verifier:
         return guarded(_exact, spec)
     if spec.startswith("regex:"):
         return guarded(_regex(spec.removeprefix("regex:")), spec)
-    module, colon, name = spec.rpartition(":")
-    if not colon or not module or not name.isidentifier():
-        raise ValueError(
-            f"{spec!r} is no verifier: give `module:function`, `file.py:function`, `regex:PATTERN` or `exact`"
-        )
-    found = _import(module, spec)
-    if name not in vars(found):
-        raise ValueError(f"the verifier {spec!r}: {module} has no {name}{_offers(found)}")
-    function = vars(found)[name]
-    if not callable(function):
-        raise ValueError(f"the verifier {spec!r} is of type {type(function).__name__}, not a function")
+    function = functions.find(spec, "verifier", instead="regex:PATTERN or exact")
     return guarded(_with_three_arguments(function, spec), spec)
 
 
@@ -94,30 +82,6 @@ def _needed(reference: str | None) -> str:
     return reference.strip()
 
 
-def _import(module: str, spec: str) -> ModuleType:
-    """A module by its dotted name (the working folder included) or a Python file by its path."""
-    if module.endswith(".py") and not Path(module).is_file():
-        raise ValueError(f"the verifier {spec!r}: there is no file {module}")
-    here = str(Path.cwd())
-    sys.path.append(here)
-    try:
-        return _run_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"the verifier {spec!r}: {module} cannot be imported ({why})") from error
-    finally:
-        sys.path.remove(here)
-
-
-def _run_file(path: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location(path.stem, path)
-    if found is None or found.loader is None:
-        raise ImportError("not a Python file")
-    loaded = importlib.util.module_from_spec(found)
-    found.loader.exec_module(loaded)
-    return loaded
-
-
 def _with_three_arguments(function: Callable[..., Any], spec: str) -> Callable[..., Any]:
     """function called as (prompt, answer, reference), the reference dropped where it takes only two."""
     try:
@@ -133,11 +97,6 @@ def _with_three_arguments(function: Callable[..., Any], spec: str) -> Callable[.
     raise ValueError(
         f"the verifier {spec!r} takes {signature}: it must take (prompt, answer, reference) or (prompt, answer)"
     )
-
-
-def _offers(module: Any) -> str:
-    names = [name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
-    return f"; it has {', '.join(names[:8])}" if names else ""
 
 
 def _short(answer: str, longest: int = 200) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shiftscope.core import divergence
 from shiftscope.core.lockstep import CONTROL, Policy, Step
+from shiftscope.core.settings import unread
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Veto:
             raise ValueError(
                 f"p_min {self.p_min}, trials {self.trials}, top_k {self.top_k}: need p_min >= 0 and the others >= 1"
             )
+        if self.p_min == 0:
+            unread(self, type(self), "--p-min above 0", "trials", "student_temperature", "floor_fallback")
         if self.temperature < 0 or not self.student_temperature > 0 or not 0 < self.top_p <= 1:
             raise ValueError(
                 f"temperature {self.temperature}, student_temperature {self.student_temperature}, top_p {self.top_p}: "

@@ -7,7 +7,7 @@ joint law, which one call gives; records with an answer, or with words in ⟦ �
 Masked models (LLaDA, Dream, BERT …) are filled in a random order fixed in advance, in which they draft best (with the n-gram
 draft from the left), and judged by a batch of copies of the text, one for each draft: calls are saved, not token-forwards.
 
-Source: arXiv 2504.20456; judging by copies: arXiv 2510.04147. Deviation: see core/denoising/speculation.py; its lossy
+Source: arXiv 2504.20456; judging by copies: arXiv 2510.04147. Deviation: see `core/denoising/speculation.py`; its lossy
 tolerance of refusals is left out. Every call computes all N + K rows anew: keys and values of known tokens do not change,
 but XLNet's implementation keeps none at positions of one's choice.
 """
@@ -71,8 +71,6 @@ def any_order(
     Raises ValueError, in one sentence, for a checkpoint of another kind, malformed or too long texts, and texts without
     a hidden position.
     """
-    if loading.compile:
-        raise ValueError("compile is set: any-order models have nothing to compile here; leave it out")
     if not 0 <= hide <= 1:
         raise ValueError(
             f"hide is {hide}: a share of the tokens is needed, above 0 and at most 1 (0: the texts' own holes)"
@@ -91,7 +89,8 @@ def any_order(
     settings["preserves"] = kept.kind
     parts.settle(settings)
     jobs = [
-        (text, holes.holed(opened, text, hide, speculation.seed)) for text in answers.corpus_of(prompts, named, limit)
+        (text, holes.holed(opened, text, hide, speculation.seed))
+        for text in answers.corpus_of(prompts, named, limit, option="prompts")
     ]
     groups = [jobs[start : start + loading.batch_size] for start in range(0, len(jobs), loading.batch_size)]
     writer = _Writer(opened, decoders.network(opened), speculation, samples, redraw=hide > 0)

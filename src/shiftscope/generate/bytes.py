@@ -5,7 +5,7 @@ would have cut the whole text elsewhere. Here every token sequence that spells t
 record with a suffix has its middle filled in, by the model's own fill-in-the-middle tokens or a plain prompt.
 
 Source: arXiv 2410.09303 (equivalent byte-level law; canonical support, masked and fast variants; middles after a prefix that
-ends inside a token); arXiv 2207.14255 (orders of fill-in-the-middle frames).
+ends inside a token); arXiv 2207.14255 (orders of fill-in-the-middle frames; see `core/bytes/infilling.py`).
 Deviation: temperature acts on bytes in mode `bytes` (another law than temperature on tokens) and on the tokens after the
 prompt in mode `cover`, which draws one token sequence for the prompt's end and goes on with ordinary sampling; the mass of
 sequences that are not canonical is a figure, not normalised away.
@@ -32,6 +32,7 @@ from shiftscope.core.bytes.token_tree import TokenTree
 from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 
 __all__ = ["ByteModel", "ByteSampling", "bytes_", "summarise"]
 
@@ -74,8 +75,6 @@ def bytes_(
     Raises ValueError, in one sentence, for malformed prompts, text that the tokenizer changes, a text beyond the context, a
     model that does not know how to fill in a middle.
     """
-    if loading.compile:
-        raise ValueError("compile is set: byte laws have nothing to compile; leave it out")
     byte_model = ByteModel(model, support=support, spelt=spelt, loading=loading)
     checkpoint, parts = byte_model.checkpoint, parts or Parts()
     settings = answers.provenance(
@@ -83,12 +82,17 @@ def bytes_(
         infilling=asdict(infilling), loading=asdict(loading),
     )  # fmt: skip
     parts.settle(settings)
-    found = gaps(answers.corpus_of(prompts, checkpoint, limit), () if prompts is None else corpus.records(prompts))
+    found = gaps(
+        answers.corpus_of(prompts, checkpoint, limit, option="prompts"),
+        () if prompts is None else corpus.records(prompts),
+    )
     frame = byte_model.infiller(infilling) if any(gap.suffix is not None for gap in found) else None
     if frame is None and infilling != Infilling():
         raise ValueError(
             "frame or middle_ends is set, but no record has a suffix: leave them out, or give records suffixes"
         )
+    if all(gap.text.answer is not None and gap.suffix is None for gap in found):
+        unread(sampling, ByteSampling(), "a record without an answer, or with a suffix,")
     groups = [found[start : start + loading.batch_size] for start in range(0, len(found), loading.batch_size)]
 
     def measure(group: Sequence[Gap]) -> dict[str, pa.Table]:

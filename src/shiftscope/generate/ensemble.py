@@ -27,6 +27,7 @@ from shiftscope.core.checkpoints import Checkpoint
 from shiftscope.core.corpus import Text
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 
 __all__ = ["Ensemble", "Voting", "ensemble", "mixed", "summarise"]
 
@@ -63,8 +64,6 @@ def ensemble(
     Returns a Result whose table has one row per answer.
     Raises ValueError, in one sentence, for malformed prompts, text that a tokenizer changes, a text beyond a context.
     """
-    if loading.compile:
-        raise ValueError("compile is set: byte laws have nothing to compile; leave it out")
     together, parts = Ensemble(models, voting=voting, support=support, loading=loading), parts or Parts()
     first = together.checkpoints[0]
     settings = answers.provenance(
@@ -73,7 +72,9 @@ def ensemble(
     settings = {"models": [one.provenance for one in together.checkpoints], **settings}
     del settings["base"]
     parts.settle(settings)
-    texts = answers.corpus_of(prompts, first, limit)
+    texts = answers.corpus_of(prompts, first, limit, option="prompts")
+    if all(text.answer is not None for text in texts):
+        unread(voting, Voting(), "a record without an answer", but=("mixture", "weights"))
     groups = [texts[start : start + loading.batch_size] for start in range(0, len(texts), loading.batch_size)]
 
     def measure(group: Sequence[Text]) -> dict[str, pa.Table]:

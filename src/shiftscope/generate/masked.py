@@ -7,7 +7,7 @@ its probabilities and its cost; whether the texts are still samples of the model
 
 Source: arXiv 2502.09992 (masked diffusion, blocks), arXiv 2601.20332 (windows), arXiv 2601.22527 (length by ends).
 Deviation: costs are counted on each text by itself, padding aside; savings are told apart (ends, several positions a call,
-windows) where the papers report one factor. Others: core/denoising/scope.py, core/denoising/length.py and core/masked.py.
+windows) where the papers report one factor. Others: `core/denoising/scope.py`, `core/denoising/length.py` and `core/masked.py`.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ def masked(
     Raises ValueError, in one sentence, for a checkpoint of another kind, settings that do not suit it, and malformed or
     too long prompts.
     """
-    if loading.compile:
-        raise ValueError("compile is set: masked models have nothing to compile here; leave it out")
     if samples < 1:
         raise ValueError(f"samples is {samples}: at least one text per prompt is written")
     if samples > 1 and filling.temperature == 0 and filling.order != "random":
@@ -87,7 +85,7 @@ def masked(
         loading=asdict(loading),
     )  # fmt: skip
     parts.settle(settings)
-    texts = answers.corpus_of(prompts, named, limit)
+    texts = answers.corpus_of(prompts, named, limit, option="prompts")
     decodings.check(opened, texts, decoder, template)
     judge = None if spec is None else probing.judge_of(spec)
     groups = [texts[start : start + loading.batch_size] for start in range(0, len(texts), loading.batch_size)]

@@ -36,6 +36,7 @@ from shiftscope.core.keys.listing import ListFormat
 from shiftscope.core.keys.mining import Miner, Navigation, Walk, survey, walk
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import unread
 from shiftscope.core.verifiers import Verifier
 
 ARMS = {"navigate": "navigation", "plain": "plain ranking", "control": "another prompt's items"}
@@ -83,6 +84,8 @@ def navigate(
     Returns a Result whose table has one row per probe.
     Raises ValueError, in one sentence, for malformed prompts, a prompt beyond the context, and NaN logits.
     """
+    if verifier is None:
+        unread(navigation, Navigation(), "--verifier", "survey")
     checkpoint = opened(model, dtype=loading.dtype, device=loading.device)
     form = listing.THOUGHTS if navigation.mode == "thoughts" and form == listing.LISTS else form
     parts = parts or Parts()
@@ -91,7 +94,7 @@ def navigate(
         navigation=asdict(navigation), form=asdict(form), loading=asdict(loading),
     )  # fmt: skip
     parts.settle(settings)
-    texts = answers.corpus_of(prompts, checkpoint, limit)
+    texts = answers.corpus_of(prompts, checkpoint, limit, option="prompts")
     if navigation.control and len(texts) < 2:
         raise ValueError("the control lists another prompt's items: give at least 2 prompts, or leave it out")
     judge = None if verifier is None else probing.judge_of(verifier)

@@ -29,6 +29,7 @@ from shiftscope.core.corpus import Text
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
 from shiftscope.core.result import Figure, Panel, Result
+from shiftscope.core.settings import refuse
 from shiftscope.core.streaming import Ending, Written, closing_fence, stop_strings
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -210,6 +211,8 @@ def urial(
     """
     if question is not None and prompts is not None:
         raise ValueError("both a question and --prompts are given: give one of them")
+    if question is not None:
+        refuse("--prompts", limit=(limit, None))
     assistant = Assistant(model, writing, sampling, loading)
     given = [{"prompt": question}] if question is not None else prompts
     parts, kept = parts or Parts(), {name: value for name, value in asdict(writing).items() if name != "jsonl"}
@@ -218,7 +221,7 @@ def urial(
         sampling=asdict(sampling), loading=asdict(loading),
     )  # fmt: skip
     parts.settle(settings)
-    texts = answers.corpus_of(given, assistant.checkpoint, limit)
+    texts = answers.corpus_of(given, assistant.checkpoint, limit, option="prompts")
     _check(assistant, texts)
     groups = [texts[start : start + loading.batch_size] for start in range(0, len(texts), loading.batch_size)]
     alone = say if question is not None and sampling.samples == 1 else None

@@ -27,6 +27,7 @@ from shiftscope.core.decode import check_drawing, choose, shaped
 from shiftscope.core.denoising.gapped import Gapped, Network, Round
 from shiftscope.core.denoising.ngram_draft import NGrams
 from shiftscope.core.randomness import uniforms
+from shiftscope.core.settings import unread
 
 DRAW, ACCEPT, REDRAW = 0, 1, 2  # streams of random numbers
 Method = Literal["assd", "sequential", "independent"]
@@ -60,6 +61,12 @@ class Speculation:
             raise ValueError(
                 f"k is {self.k} and ahead {self.ahead}: a round drafts at least one position, ahead is 0 or more"
             )
+        if self.method == "sequential":
+            unread(self, type(self), "--method assd or independent", "k")
+        if self.method != "assd":
+            unread(self, type(self), "--method assd", "bonus")
+        if self.draft == "ngram":
+            unread(self, type(self), "--draft self", "ahead")
         if self.method != "assd" and self.draft == "ngram":
             raise ValueError(f"method {self.method} writes what the network draws: draft ngram is for method assd only")
         if self.method == "assd" and self.draft == "self" and self.k < 2:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shiftscope.core import corpus
 from shiftscope.core.answers import Texts
 from shiftscope.core.edits.edit_prompts import Passage
 from shiftscope.core.edits.edit_slots import targets_of
@@ -42,6 +43,7 @@ def texts_of(texts: Texts, limit: int | None) -> list[str]:
         return [document.text for document in documents.documents(texts, limit)]  # type: ignore[arg-type]
     from pydoc_data.topics import topics
 
+    corpus.check_limit(limit)
     found = []
     for _, text in sorted(topics.items()):
         paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if re.match(r"[A-Z]", part)]

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from shiftscope.core import corpus
 from shiftscope.core.images import image_files
 from shiftscope.core.images.image_files import Route
 
@@ -75,8 +76,7 @@ def find(source: Source, name: str, *, kind: Kind = "auto", limit: int | None = 
     Raises ValueError, in one sentence, for what is no source of images, an empty one, an unreadable file, and an array of
     a shape or type that is neither images nor tokens.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}: it must be at least 1")
+    corpus.check_limit(limit)
     if isinstance(source, torch.Tensor):
         source = source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):

@@ -21,6 +21,7 @@ from shiftscope.core.completion import Completion, Prefix
 from shiftscope.core.corpus import Template, Text
 from shiftscope.core.keys import listing
 from shiftscope.core.keys.listing import ListFormat
+from shiftscope.core.settings import unread
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Navigation:
     def __post_init__(self) -> None:
         if self.mode not in ("lists", "thoughts") or self.exclude not in ("id", "string"):
             raise ValueError(f"mode {self.mode!r}, exclude {self.exclude!r}: need lists or thoughts, id or string")
+        if self.mode == "thoughts":
+            unread(self, type(self), "--mode lists", "survey")
         for name in ("rounds", "per_round", "max_item_tokens", "most_listed"):
             value = getattr(self, name)
             if value is not None and value < 1:

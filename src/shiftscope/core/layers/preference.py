@@ -79,9 +79,7 @@ def read(
     """
     name = str(source) if isinstance(source, str | Path) else "the given pairs"
     pairs = []
-    for number, record in enumerate(corpus.records(source), start=1):
-        if limit is not None and number > limit:
-            break
+    for number, record in enumerate(corpus.records(source, limit), start=1):
         fields = [
             record.get(field) if isinstance(record, Mapping) else None for field in ("prompt", "chosen", "rejected")
         ]

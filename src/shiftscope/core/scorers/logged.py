@@ -42,9 +42,7 @@ def read(path: str | Path, checkpoint: Checkpoint, *, template: Template = "plai
     Raises ValueError naming the record: lists of unequal length, ids outside the vocabulary, what is no log-probability.
     """
     texts, items, logps = [], [], []
-    for number, record in enumerate(corpus.records(path)):
-        if limit is not None and number >= limit:
-            break
+    for number, record in enumerate(corpus.records(path, limit)):
         where = f"{path}, record {number + 1}"
         context, answer, values = _record(record, checkpoint, template, where)
         prompt, text = (str(checkpoint.tokenizer.decode(list(ids))) for ids in (context, answer))

@@ -10,16 +10,13 @@ Source: arXiv 2405.02363, which asks hosted models only. Deviation: `n` answers 
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Protocol
 
-from shiftscope.core import corpus, decode
+from shiftscope.core import corpus, decode, functions
 from shiftscope.core.checkpoints import Checkpoint, opened
 from shiftscope.core.decode import Sampling
 from shiftscope.core.endpoint import Asking, Endpoint
@@ -28,7 +25,7 @@ Messages = tuple[Mapping[str, str], ...]
 Function = Callable[[Messages, float, int, int], str]
 BACKENDS = (
     "endpoint:URL#model (an OpenAI-compatible server), model:NAME (a causal model that runs here), replay:FILE (recorded "
-    "answers) or function:module:function (your own Python)"
+    "answers) or function:module:function or function:file.py:function (your own Python)"
 )
 
 
@@ -189,7 +186,7 @@ def open_backend(
     if kind == "replay" and value:
         return _recorded(value)
     if kind == "function" and value:
-        return Scripted(_function(value), value)
+        return Scripted(functions.find(value, "function to ask", instead="another model"), value)
     raise ValueError(f"{spec!r} is no language model to ask: give {BACKENDS}")
 
 
@@ -226,27 +223,3 @@ def _recorded(value: str) -> Replayed:
 
 def _name_of(function: Any) -> str:
     return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', type(function).__name__)}"
-
-
-def _function(value: str) -> Function:
-    module, _, name = value.rpartition(":")
-    found = getattr(_module(module, value), name, None) if module else None
-    if not callable(found):
-        raise ValueError(
-            f"function:{value} names no function: give function:module:function or function:file.py:function"
-        )
-    return found
-
-
-def _module(module: str, value: str) -> ModuleType:
-    try:
-        if not module.endswith(".py"):
-            return importlib.import_module(module)
-        spec = importlib.util.spec_from_file_location(Path(module).stem, module)
-        assert spec is not None
-        assert spec.loader is not None
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise ValueError(f"function:{value} cannot be imported: {error}") from error
-    return loaded

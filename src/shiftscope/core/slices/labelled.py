@@ -44,9 +44,7 @@ def read(source: str | Path | Iterable[Mapping[str, Any]], reading: Reading = Re
     name = str(source) if isinstance(source, str | Path) else "the given records"
     items: list[Item] = []
     seen: dict[str, int] = {}
-    for number, record in enumerate(corpus.records(source)):
-        if reading.limit is not None and number >= reading.limit:
-            break
+    for number, record in enumerate(corpus.records(source, reading.limit)):
         item = _item(record, number, reading, f"{name}, record {number + 1}")
         if seen.setdefault(item.id, number) != number:
             raise ValueError(

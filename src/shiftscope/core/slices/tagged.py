@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from shiftscope.core import corpus
+from shiftscope.core.settings import unread
 from shiftscope.core.slices import slices
 from shiftscope.core.slices.slices import SliceTable
 
@@ -81,6 +82,7 @@ def read(source: Source, tagging: Tagging = Tagging()) -> SliceTable:
         if not path.is_file():
             raise ValueError(f"{source} is not a file: give tagged items as .jsonl, .json, .parquet or .pkl")
         if path.suffix in (".pkl", ".pickle"):
+            _check_read(tagging, "a file of tagged records")
             return _named_sets(unpickled(path), str(path))
         content = _json(path) if path.suffix == ".json" else None
         if content is None:
@@ -168,6 +170,7 @@ def _of_content(content: Any, tagging: Tagging, where: str) -> SliceTable:
     if isinstance(content, Mapping) and content and all(_is_scene(one) for one in content.values()):
         graphs = [(str(one), graph) for one, graph in content.items()]
     elif isinstance(content, Mapping):
+        _check_read(tagging, "a file of tagged records")
         return _named_sets(content, where)
     elif not isinstance(content, Sequence) or isinstance(content, str):
         raise ValueError(
@@ -177,8 +180,14 @@ def _of_content(content: Any, tagging: Tagging, where: str) -> SliceTable:
         graphs = [(str(one["image_id"]), one) for one in content]
     else:
         return _of_records(content, tagging, where)
+    _check_read(tagging, "a file of tagged records", "attributes")
     read_pairs = _attributes if tagging.attributes else _objects
     return slices.built([one for one, _ in graphs], (list(read_pairs(one, graph)) for one, graph in graphs))
+
+
+def _check_read(tagging: Tagging, reader: str, *but: str) -> None:
+    """Raises ValueError for a setting that slices with their members, or scene graphs, do not need; outcomes read the id."""
+    unread(tagging, Tagging(), reader, but=("id", *but))
 
 
 def _is_scene(graph: Any) -> bool:
@@ -215,11 +224,15 @@ def _of_records(records: Sequence[Any], tagging: Tagging, where: str) -> SliceTa
         if not isinstance(record, Mapping):
             raise ValueError(f"{where}, record {number + 1} is a {type(record).__name__}, not an object with tags")
     columns = list(dict.fromkeys(name for record in records for name in record))
+    unread(tagging, Tagging(), "a file of scene graphs", "attributes")
     if sorted(columns) == ["id", "slice"]:
+        _check_read(tagging, "a file of tagged records")
         rows: dict[str, set[str]] = {}
         for record in records:
             rows.setdefault(str(record["slice"]), set()).add(str(record["id"]))
         return SliceTable.of(rows)
+    if not tagging.patterns:
+        unread(tagging, Tagging(), "--patterns", "text")
     patterns = tagging.compiled()
     wanted = list(tagging.tags) if tagging.tags != ("tags",) or not patterns else []  # patterns need no tag column
     wanted += [name for name in (tagging.subject, tagging.text if patterns else None) if name]

@@ -35,9 +35,7 @@ def documents(texts: Corpora, limit: int | None = None) -> list[Document]:
     found = []
     for source in sources:
         name = Path(source).stem if files and len(sources) > 1 else None
-        for number, record in enumerate(corpus.records(source)):
-            if limit is not None and number >= limit:
-                break
+        for number, record in enumerate(corpus.records(source, limit)):
             found.append(_document(record, f"{source if files else 'the given records'}, record {number + 1}", name))
     if not any(document.text for document in found):
         where = " and ".join(map(str, sources)) if files and sources else "the given records"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from shiftscope.core.settings import unread
 from shiftscope.core.tokenizers import coding, merging
 from shiftscope.core.tokenizers.coding import Coder, Ints
 from shiftscope.core.tokenizers.merging import Merge
@@ -42,6 +43,8 @@ class Compressing:
     valid_bytes: int = 60_000
 
     def __post_init__(self) -> None:
+        if self.objective == "lz78":
+            unread(self, type(self), "--objective deflate or xz", "packing")
         for name in ("candidates", "patience", "train_bytes", "valid_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
