@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -190,3 +191,116 @@ def test_zoo_doctor_cite_and_version_answer(shiftscope):
     assert "eprint = {2603.22446}" in shiftscope("cite", "compare tokens")[1]
     assert shiftscope("cite", "nothing")[0] == 2
     assert shiftscope("version")[1].strip() == Path("src/shiftscope/__init__.py").read_text().split('"')[-2]
+
+
+def test_compile_is_an_option_of_the_methods_that_have_statistics_to_compile(shiftscope):
+    offered = {
+        name
+        for verb in cli.VERBS
+        for name, command in cli.typer.main.get_command(cli.application([verb])).commands[verb].commands.items()
+        if any("--compile" in option.opts for option in command.params)
+    }
+    assert offered == {"models", "tokens", "keys", "swaps", "scorers"}
+
+
+PAIR = ("compare", "tokens", "sums-base", "sums-rlvr")
+SERVED = ("--against", "dtype:bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((*PAIR, "--texts", "ANSWERED", "--temperature", "1"), "temperature is 1.0, which only a text without an answer"),
+        ((*PAIR, "--top-p", "0.9"), "top_p is 0.9 at temperature 0"),
+        (("compare", "bytes", "sums-base", "sums-rlvr", "--texts", "ANSWERED", "--max-new-tokens", "5"), "max_new_tokens is 5"),
+        (("compare", "layers", "sums-base", "sums-rlvr", "--patience-s", "5"), "patience_s is 5.0, which only --watch"),
+        (("compare", "layers", "sums-base", "sums-rlvr", "--beta", "0.2"), "beta is 0.2, which only --preferences"),
+        (("compare", "keys", "sums-base", "--gainers", "3"), "gainers is 3, which only a TUNED checkpoint"),
+        (("compare", "keys", "sums-base", "--limit", "3"), "limit is 3, which only a TUNED checkpoint or --verifier"),
+        (("compare", "keys", "sums-base", "--top", "3"), "top is 3, which only --verifier"),
+        (
+            ("compare", "swaps", "sums-base", "sums-rlvr", "--verifier", "exact", "--no-controls", "--match", "effective"),
+            "match is effective without controls",
+        ),
+        (("compare", "scorers", "sums-base", *SERVED, "--timeout-s", "5"), "timeout_s is 5.0, which only --against endpoint"),
+        (("compare", "scorers", "sums-base", *SERVED, "--stepwise"), "stepwise is True, which only --against endpoint"),
+        (("compare", "scorers", "sums-base", "--against", "file:x.jsonl", "--seed", "5"), "seed is 5, which only a scorer"),
+        (("compare", "answers", "ANSWERED", "--judge", "math:sqrt", "--permutations", "9"), "only a second file of answers"),
+        (("compare", "answers", "ANSWERED", "--judge", "math:sqrt", "--tries", "9"), "only a judge at an endpoint"),
+        (("compare", "edits", "sums-base", "--remedies", "none", "--support", "all"), "support is all, which only --remedies"),
+        (("compare", "domains", "ANSWERED", "--classes", "2", "--field", "prompt", "--prefix", "q"), "only --features embedding"),
+        (("compare", "slices", "ANSWERED", "--levels", "2"), "levels is 2, which only a task with --test"),
+        (("compare", "slices", "ANSWERED", "--lower-is-better"), "lower_is_better is True, which only --outcomes"),
+        (("compare", "slices", "ANSWERED", "--steps-are-scores"), "only --steps reads"),
+        (("compare", "subpopulations", "ANSWERED", "--assign", "words", "--votes", "3"), "only --assign model"),
+        (("compare", "subpopulations", "ANSWERED", "--llm", "function:math:sqrt", "--dtype", "bfloat16"), "only --llm model:NAME"),
+        (("compare", "preservation", "random", "--samples", "3"), "samples is 3, which only --model with a checkpoint"),
+        (("adapt", "rlvr", "sums-base", "--prompts", "x", "--verifier", "exact", "--strength", "0.5"), "only --weight high"),
+        (("adapt", "traces", "sums-rlvr", "sums-base", "--prompts", "ANSWERED", "--min-score", "0.5"), "only --verifier"),
+        (("adapt", "traces", "sums-rlvr", "sums-base", "--prompts", "x", "--p-min", "0", "--trials", "2"), "only --p-min above 0"),
+        (("adapt", "tokenizer", "--texts", "ANSWERED", "--candidates", "4"), "only --kind compression"),
+        (("generate", "urial", "sums-base", "why?", "--limit", "3"), "limit is 3, which only --prompts"),
+        (("generate", "navigate", "sums-base", "--survey", "3"), "survey is 3, which only --verifier"),
+        (("generate", "any-order", "sums-anyorder", "--method", "sequential", "--k", "3"), "k is 3, which only --method"),
+        (("generate", "bytes", "sums-base", "--prompts", "ANSWERED", "--samples", "3"), "samples is 3, which only a record"),
+        ((*PAIR, "--gpus", "1"), "gpus is 1.0, which only --ray"),
+        ((*PAIR, "--shard", "0/2", "--json"), "json is True, which only shiftscope merge"),
+        ((*PAIR, "--shard", "0/2", "--ray", "2"), "leave one of the two out"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_an_option_that_a_run_would_not_read_is_refused_in_one_sentence(shiftscope, tmp_path, arguments, sentence):
+    answered = tmp_path / "answered.jsonl"
+    answered.write_text(json.dumps({"prompt": "1 1 1 1 =", "answer": "take 1 is 1", "tags": ["a"]}) + "\n")
+    given = [str(answered) if argument == "ANSWERED" else argument for argument in arguments]
+    code, out, err = shiftscope(*given, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert not (tmp_path / "out" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("limit", ["0", "-1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (*PAIR, "--texts", "GIVEN"),
+        PAIR,
+        ("compare", "tokenizers", "sums-base", "--texts", "GIVEN"),
+        ("compare", "traces", "sums-base", "--traces", "GIVEN"),
+        ("compare", "edits", "sums-base"),
+        ("compare", "answers", "GIVEN", "--judge", "math:sqrt"),
+        ("compare", "subpopulations", "GIVEN", "--llm", "function:math:sqrt"),
+        ("compare", "corpora", "GIVEN", "GIVEN"),
+        ("generate", "bytes", "sums-base"),
+    ],
+    ids=lambda value: " ".join(value[:2]),
+)
+def test_a_limit_that_leaves_nothing_to_read_is_refused_everywhere_alike(shiftscope, texts, arguments, limit):
+    given = [str(texts) if argument == "GIVEN" else argument for argument in arguments]
+    code, _, err = shiftscope(*given, "--limit", limit)
+    assert code == 2
+    assert f"limit is {limit}: it must be at least 1" in err
+
+
+def test_a_missing_corpus_is_asked_for_by_the_name_that_the_command_gives_it(shiftscope, tmp_path):
+    from shiftscope.core import checkpoints
+
+    one = checkpoints.load("sums-base")
+    one.model.save_pretrained(tmp_path / "bare")
+    one.tokenizer.save_pretrained(tmp_path / "bare")
+    bare = tmp_path / "bare"
+    assert "give --texts FILE" in shiftscope("compare", "tokens", bare, bare)[2]
+    for command in ("bytes", "navigate", "ensemble"):
+        assert "give --prompts FILE" in shiftscope("generate", command, bare)[2]
+
+
+def test_cite_also_gives_the_papers_of_the_files_that_a_method_names_and_no_others(shiftscope):
+    found = set(re.findall(r"eprint = \{([\d.]+)\}", shiftscope("cite", "slices")[1]))
+    assert found == {"2202.06523", "1911.08731", "1907.02893", "1607.01719"}
+    assert "2601.06238" in shiftscope("cite", "compare models")[1]
+
+
+def test_every_file_that_a_method_names_for_its_papers_exists():
+    for verb in cli.VERBS:
+        for function in __import__(f"shiftscope.{verb}", fromlist=["METHODS"]).METHODS.values():
+            assert cli.papers(function), f"{verb} {function.__name__} cites nothing"

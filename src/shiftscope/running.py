@@ -226,7 +226,11 @@ def _check_read(running: Running) -> None:
     elif running.shard is not None:
         raise ValueError("--ray computes all shards and --shard one of them: leave one of the two out")
     if running.shard is not None:
-        refuse("shiftscope merge, which puts the shards together,", json=(running.json, False), gate=(running.gate, ()))
+        refuse(
+            "shiftscope merge, which puts the shards together,",
+            json=(running.json, False),
+            gate=(tuple(running.gate), ()),
+        )
 
 
 def _kept(result: Any, running: Running) -> Any:

@@ -6,7 +6,7 @@ import pytest
 
 from shiftscope.compare import bytes_, layers, models, tokens
 from shiftscope.core import paired
-from shiftscope.core.answers import Loading
+from shiftscope.core.answers import Compiling
 from shiftscope.zoo import styles, sums
 
 PROMPTS = [{"prompt": prompt["prompt"], "reference": prompt["reference"]} for prompt in sums.prompts(24, seed=5)]
@@ -18,7 +18,7 @@ def found():
 
 
 def test_the_parts_are_those_of_the_methods_alone(found):
-    alone = tokens("sums-base", "sums-rlvr", texts=PROMPTS, loading=Loading(batch_size=64))
+    alone = tokens("sums-base", "sums-rlvr", texts=PROMPTS, loading=Compiling(batch_size=64))
     assert found.table.equals(alone.table)
     assert all(found.all_figures()[name] == figure for name, figure in alone.figures.items())
     by_layer = layers("sums-base", "sums-rlvr", texts=PROMPTS)

@@ -11,7 +11,7 @@ import torch
 
 from shiftscope.compare.scorers import Clipping, parse_against, scorers, summarise
 from shiftscope.core import checkpoints, divergence
-from shiftscope.core.answers import Loading
+from shiftscope.core.answers import Compiling
 from shiftscope.core.decode import Sampling
 from shiftscope.core.endpoint import Asking
 from shiftscope.core.parts import Parts
@@ -239,7 +239,7 @@ def test_a_text_that_comes_back_off_format_is_unscored_and_the_others_are_not_lo
     def spoil(number, body):
         return {"choices": [{"text": "I cannot"}]} if number in (1, 2) else body
 
-    result = endpoint_run(docs, serve(docs[0], "vllm", spoil=spoil), loading=Loading(batch_size=1), serving=Serving())
+    result = endpoint_run(docs, serve(docs[0], "vllm", spoil=spoil), loading=Compiling(batch_size=1), serving=Serving())
     lost = set(result.table.filter(~np.isfinite(result.table["logp_against_nats"].to_numpy()))["text"].to_pylist())
     assert len(lost) == 1  # one text, tried twice
     assert len(set(result.table["text"].to_pylist())) == len(PROMPTS)
@@ -322,7 +322,7 @@ def test_a_file_of_the_models_own_log_probabilities_has_no_mismatch(docs, narrow
 
 
 def test_an_interrupted_run_resumes_and_merged_shards_give_the_same_table(docs, narrow, tmp_path):
-    settings = {"against": "dtype:bfloat16", "texts": PROMPTS, "sampling": SAMPLED, "loading": Loading(batch_size=3)}
+    settings = {"against": "dtype:bfloat16", "texts": PROMPTS, "sampling": SAMPLED, "loading": Compiling(batch_size=3)}
     fresh = scorers(docs[0], **settings)
 
     def stop(stage, done, total):

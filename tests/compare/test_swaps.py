@@ -11,7 +11,7 @@ import pytest
 
 from shiftscope.compare.swaps import summarise, swaps
 from shiftscope.core import answers, checkpoints, decode
-from shiftscope.core.answers import Loading
+from shiftscope.core.answers import Compiling
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
 from shiftscope.core.swapping import Sweep
@@ -33,7 +33,7 @@ def compared(pair, *, limit=40, sweep=None, sampling=SAMPLING, batch_size=64, **
         limit=limit,
         sweep=sweep,
         sampling=sampling,
-        loading=Loading(batch_size=batch_size),
+        loading=Compiling(batch_size=batch_size),
         **more,
     )
 

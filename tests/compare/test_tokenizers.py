@@ -318,3 +318,15 @@ def test_help_names_every_setting():
     assert {"names", "texts", "added", "order", "alpha", "equal_n", "lossy"} <= set(shown)
     for name, parameter in shown.items():
         assert parameter.annotation.__metadata__[0].help, name
+
+
+def test_groups_whose_names_give_one_figure_name_are_numbered_and_said():
+    records = [{"text": "int main", "domain": "C++"}, {"text": "var x = new List()", "domain": "C#"}]
+    result = tokenizers(["sums-base"], texts=[*records, {"text": "if a:", "domain": "a b"}], added=0)
+    rows = {row["group"]: row for row in result.table.to_pylist() if row["tokenizer"] == "sums-base"}
+    by_name = {"C_": "C#", "C__2": "C++", "a_b": "a b"}
+    named = {name: figure for name, figure in result.figures.items() if name.startswith("tokens_per_char.")}
+    for suffix, group in by_name.items():
+        value = next(figure.value for name, figure in named.items() if name.endswith(f".domain.{suffix}"))
+        assert value == rows[group]["tokens_per_char"]
+    assert "figures whose names end in .domain.C__2 are those of the domain 'C++'" in result.notes

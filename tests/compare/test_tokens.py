@@ -8,7 +8,7 @@ import torch
 
 from shiftscope.compare.tokens import summarise, tokens
 from shiftscope.core import checkpoints, divergence, native, paired
-from shiftscope.core.answers import Compiling, Loading
+from shiftscope.core.answers import Compiling
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts
 from shiftscope.core.positions import Listing, described, measure
@@ -101,7 +101,7 @@ def test_neither_model_is_altered_by_being_measured():
 
 def test_the_result_does_not_depend_on_batches_nor_on_the_order_of_the_rows(sums_result):
     other = tokens(
-        "sums-base", "sums-rlvr", texts=PROMPTS, sampling=Sampling(temperature=1), loading=Loading(batch_size=7)
+        "sums-base", "sums-rlvr", texts=PROMPTS, sampling=Sampling(temperature=1), loading=Compiling(batch_size=7)
     )
     assert other.table["token_id"].equals(sums_result.table["token_id"])
     np.testing.assert_allclose(other.table["js_nats"].to_numpy(), sums_result.table["js_nats"].to_numpy(), atol=1e-6)
@@ -112,7 +112,7 @@ def test_the_result_does_not_depend_on_batches_nor_on_the_order_of_the_rows(sums
 
 
 def test_an_interrupted_run_resumes_and_gives_the_same_table(tmp_path, monkeypatch):
-    loading, done = Loading(batch_size=16), []
+    loading, done = Compiling(batch_size=16), []
 
     def stop_after_two(stage, count, total):
         done.append(stage)

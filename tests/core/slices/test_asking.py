@@ -64,10 +64,17 @@ def test_a_function_gets_the_whole_request_and_must_return_text():
 def test_a_function_is_found_in_a_module_or_a_file(tmp_path):
     (tmp_path / "mine.py").write_text("def say(messages, temperature, sample, seed):\n    return 'blue'\n")
     assert open_backend(f"function:{tmp_path / 'mine.py'}:say").complete([Request(HELLO)]) == [Said("blue")]
-    with pytest.raises(ValueError, match="names no function"):
+    with pytest.raises(ValueError, match="has no think; it has say"):
         open_backend(f"function:{tmp_path / 'mine.py'}:think")
     with pytest.raises(ValueError, match="cannot be imported"):
         open_backend("function:no.such.module:say")
+
+
+def test_a_module_in_the_working_folder_is_found_as_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "asked_here.py").write_text("def say(messages, temperature, sample, seed):\n    return 'blue'\n")
+    monkeypatch.chdir(tmp_path)
+    for spec in ("function:asked_here:say", "function:asked_here.py:say"):
+        assert open_backend(spec).complete([Request(HELLO)]) == [Said("blue")]
 
 
 def test_an_endpoint_gets_chat_messages_and_a_seed_for_each_sample(server):

@@ -185,8 +185,8 @@ def open_backend(
         return Local(opened(value, dtype=dtype, device=device), batch_size)
     if kind == "replay" and value:
         return _recorded(value)
-    if kind == "function" and value:
-        return Scripted(functions.find(value, "function to ask", instead="another model"), value)
+    if kind == "function" and ":" in value:
+        return Scripted(functions.find(value, "function to ask"), value)
     raise ValueError(f"{spec!r} is no language model to ask: give {BACKENDS}")
 
 
