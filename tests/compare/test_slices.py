@@ -176,11 +176,13 @@ def test_the_same_items_from_jsonl_parquet_and_a_pickle_give_the_same_table(worl
             named.setdefault(f"{one['class']}({tag})", set()).add(one["id"])
     (tmp_path / "items.pkl").write_bytes(pickle.dumps(named))
     tables = [
-        slices(tmp_path / f"items.{kind}", tagging=BY_CLASS, graphing=LOOSE).table
-        for kind in ("jsonl", "parquet", "pkl")
+        slices(tmp_path / f"items.{kind}", tagging=tagging, graphing=LOOSE).table
+        for kind, tagging in (("jsonl", BY_CLASS), ("parquet", BY_CLASS), ("pkl", Tagging()))
     ]
     assert tables[0].equals(tables[1])
     assert tables[0].equals(tables[2])
+    with pytest.raises(ValueError, match="which only a file of tagged records reads"):
+        slices(tmp_path / "items.pkl", tagging=BY_CLASS, graphing=LOOSE)
 
 
 def chain(subject: str, n: int, shift: int) -> dict[str, list[int]]:
