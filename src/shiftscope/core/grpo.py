@@ -3,7 +3,8 @@
 The objective is DAPO's (arXiv 2503.14476): group-normalised advantages, asymmetric clip, mean over tokens, groups whose
 answers all earn the same left out; with a KL leash to the starting checkpoint where `leash` is above 0. trl gives such
 groups advantage 0 but counts their tokens in the mean; here the advantages of the others are scaled up by what those
-tokens would take away. The leash stays a mean over all tokens: left-out groups are held near the start too.
+tokens would take away. The leash stays a mean over all tokens: left-out groups are held near the start too; each token's k3
+estimate is multiplied by the ratio of new to old probability, so that its gradient is that of the KL itself.
 
 trl is used through three of its trainer's methods that are not public (`_generate_and_score_completions`,
 `_get_per_token_logps_and_entropies`, `_compute_loss`), all in `_trainer`; written against trl 1.16.
@@ -82,8 +83,16 @@ class Settings:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be above 0")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is {self.decay}: it is a share, from 0 to 1")
-        if self.leash < 0:
+        if not self.leash >= 0:
             raise ValueError(f"leash is {self.leash}: it must be 0 (none) or above")
+        if not 0 <= self.clip_low <= 1:
+            raise ValueError(f"clip_low is {self.clip_low}: it must be from 0 to 1, for no ratio is below 0")
+        if not self.clip_high >= 0:
+            raise ValueError(f"clip_high is {self.clip_high}: it must be 0 or above")
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise ValueError(
+                f"micro_batch is {self.micro_batch}: it must be at least 1 (leave it out for a whole minibatch)"
+            )
 
 
 def k3_nats(logp_new_BT: Tensor, logp_old_BT: Tensor) -> Tensor:
@@ -177,15 +186,20 @@ def _trainer(
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOTrainer
 
+    earned: list[float] = []  # by this process's answers of the rollout
+
     class WeightedGRPO(GRPOTrainer):
         _minibatch: dict[str, Any] | None = None  # the one whose loss is being computed
 
         def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
             rollout = super()._generate_and_score_completions(inputs)
-            kept_B = informative(rollout["advantages"], settings.samples)
+            kept_B = informative(earned, settings.samples).to(rollout["advantages"].device)
             kept_tokens = self.accelerator.gather((rollout["completion_mask"] * kept_B[:, None]).sum()).sum()
-            rollout["advantages"] = rollout["advantages"] * (rollout["num_items_in_batch"] / kept_tokens.clamp(min=1))
+            scale = rollout["num_items_in_batch"] / kept_tokens.clamp(min=1)
+            rollout["advantages"] = torch.where(kept_B, rollout["advantages"] * scale, 0)
             rollout["kept"] = kept_B
+            dropped = 1 - float(self.accelerator.gather(kept_B.float().mean()).mean())
+            self._metrics["train"]["zero_variance_share"].append(dropped)
             return rollout
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
@@ -205,7 +219,8 @@ def _trainer(
         completions: list[Any], question: list[str], reference: list[str | None], **_: Any
     ) -> list[float | None]:
         written = [answer if isinstance(answer, str) else answer[-1]["content"] for answer in completions]
-        return [verifier(q, answer, r) for q, answer, r in zip(question, written, reference, strict=True)]
+        earned[:] = [verifier(q, answer, r) for q, answer, r in zip(question, written, reference, strict=True)]
+        return [*earned]
 
     trainer = WeightedGRPO(
         model=start,
@@ -223,10 +238,14 @@ def _trainer(
     return trainer
 
 
-def informative(advantages_B: Tensor, samples: int) -> Tensor:
-    """Which answers belong to a group whose rewards differ: groups are consecutive, `samples` answers each."""
-    groups_GS = advantages_B.view(-1, samples)
-    return (groups_GS != 0).any(1, keepdim=True).expand_as(groups_GS).reshape(-1)
+def informative(rewards: Sequence[float], samples: int) -> Tensor:
+    """Which answers belong to a group whose rewards differ, bool [B]: groups are consecutive, `samples` answers each.
+
+    Told from the rewards in float32, which is what trl sees: the mean of eight rewards of 0.15 is rounded, so that their
+    advantages are not 0 and the standard deviation is not either.
+    """
+    groups_GS = torch.tensor(rewards, dtype=torch.float32).view(-1, samples)
+    return (groups_GS != groups_GS[:, :1]).any(1, keepdim=True).expand_as(groups_GS).reshape(-1)
 
 
 def weigh_minibatch(
@@ -235,7 +254,8 @@ def weigh_minibatch(
     """Multiply a minibatch's advantages by their token weights, in place, and log k3 and the weights' range.
 
     minibatch: trl's; advantages [B] become [B, T]. Without old log-probabilities the policy is the one that drew the
-    answers: k3 is 0.
+    answers: k3 is 0. trl logs the mean of what an update's micro-batches leave in the log, so the range is kept as one value
+    there; quantiles of k3 are means over micro-batches.
     """
     logp_old_BT = minibatch.get("old_per_token_logps", logp_new_BT)
     mask_BT = (minibatch["completion_mask"] * minibatch["kept"][:, None]).bool()
@@ -248,8 +268,8 @@ def weigh_minibatch(
     if len(k3_N):
         for name, q in K3_QUANTILES.items():
             log[name].append(float(np.quantile(k3_N.cpu().numpy(), q)))
-        log["weight_min"].append(float(weights_N.min()))
-        log["weight_max"].append(float(weights_N.max()))
+        log["weight_min"] = [min([*log["weight_min"], float(weights_N.min())])]
+        log["weight_max"] = [max([*log["weight_max"], float(weights_N.max())])]
 
 
 def _config(folder: Path, settings: Settings, *, kept: bool = False) -> Any:
@@ -285,6 +305,7 @@ def _config(folder: Path, settings: Settings, *, kept: bool = False) -> Any:
         epsilon=settings.clip_low,
         epsilon_high=settings.clip_high,
         beta=settings.leash,
+        use_bias_correction_kl=True,
         bf16=settings.bf16,
         dataloader_pin_memory=torch.cuda.is_available(),
         gradient_checkpointing=settings.gradient_checkpointing,
@@ -306,7 +327,7 @@ def _records(history: Sequence[dict[str, Any]], settings: Settings) -> list[dict
     for entry in history:
         if "loss" not in entry:
             continue  # the run's closing summary
-        reward, dropped = entry.get("reward", reward), entry.get("frac_reward_zero_std", dropped)
+        reward, dropped = entry.get("reward", reward), entry.get("zero_variance_share", dropped)
         measured = {name: entry.get(name) for name in COLUMNS}
         measured |= {"reward_mean": reward, "zero_variance_share": dropped, "kl_to_start_nats": entry.get("kl")}
         records.append({"step": entry["step"], "rollout": (entry["step"] - 1) // per_rollout + 1, **measured})
