@@ -47,7 +47,7 @@ class Depth:
 
     def __post_init__(self) -> None:
         spectrum.check_window((self.window_low, self.window_high))
-        if self.max_tokens < 0 or self.beta <= 0:
+        if self.max_tokens < 0 or not self.beta > 0:
             raise ValueError(f"max_tokens {self.max_tokens} and beta {self.beta}: need max_tokens >= 0 and beta > 0")
 
     @property
