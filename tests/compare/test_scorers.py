@@ -366,5 +366,3 @@ def test_other_bad_input_is_one_sentence(docs, tmp_path):
         scorers(docs[0], against=f"file:{tmp_path / 'none.jsonl'}")
     with pytest.raises(ValueError, match="must hold 1"):
         Clipping(1.1, 1.2)
-    with pytest.raises(ValueError, match="cannot be combined"):
-        Serving(send="text", stepwise=True)

@@ -41,9 +41,9 @@ def test_k3_averages_to_the_exact_divergence():
 
 
 def test_k3_of_a_small_step_is_half_its_square_to_the_last_digits_and_carries_no_gradient():
-    step = torch.tensor([1e-6, -1e-6], dtype=torch.float64).requires_grad_()
+    step = torch.tensor([1e-7, -1e-7], dtype=torch.float64).requires_grad_()
     found = k3_nats(step, torch.zeros(2))
-    assert found.tolist() == pytest.approx([5e-13] * 2, rel=1e-3)  # r − 1 − ln r from exp itself would be off by 1e-4
+    assert found.tolist() == pytest.approx([5e-15] * 2, rel=1e-6, abs=0)  # r − 1 − ln r from exp is off by 4 %
     assert found.dtype == torch.float64
     assert not found.requires_grad
 
@@ -135,6 +135,11 @@ TINY = Settings(
 )
 
 
+def later_weighs_more(new, old, mask):
+    """1, 1.1, 1.2, … along an answer."""
+    return 0.9 + 0.1 * mask.cumsum(1)
+
+
 def rolled_out(folder, settings, weigh=None):
     """A trainer and one rollout of it: answers to the first four prompts."""
     with grpo.own_randomness(), warnings.catch_warnings():
@@ -148,7 +153,7 @@ def rolled_out(folder, settings, weigh=None):
 
 @pytest.fixture(scope="module")
 def leashed(tmp_path_factory):
-    return rolled_out(tmp_path_factory.mktemp("leashed"), replace(TINY, leash=0.3))
+    return rolled_out(tmp_path_factory.mktemp("leashed"), replace(TINY, leash=0.3), later_weighs_more)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +207,7 @@ def test_advantages_are_normalised_in_their_group_and_make_up_for_the_groups_lef
     assert trainer._metrics["train"]["zero_variance_share"] == [1 - float(kept_B.float().mean())]
 
 
-def test_the_loss_is_the_clipped_mean_over_counted_tokens_plus_a_leash_over_all(leashed):
+def test_the_loss_is_the_weighed_clipped_mean_over_counted_tokens_plus_a_leash_over_all(leashed):
     """Oracle with gradients; old and start are shaken so that ratios leave the clip range on both sides."""
     trainer, rollout = leashed
     new = new_logps(trainer, rollout)
@@ -214,14 +219,16 @@ def test_the_loss_is_the_clipped_mean_over_counted_tokens_plus_a_leash_over_all(
     assert len(set(mask_BT.sum(1).tolist())) > 1  # of several lengths: a mean over tokens is not one over answers
     assert (ratio[kept_BT] < 0.8).any()
     assert (ratio[kept_BT] > 1.28).any()
-    gained = torch.min(ratio * advantages[:, None], ratio.clamp(0.8, 1.28) * advantages[:, None])
+    weighed = advantages[:, None] * later_weighs_more(None, None, kept_BT)
+    gained = torch.min(ratio * weighed, ratio.clamp(0.8, 1.28) * weighed)
     apart = shook["ref_per_token_logps"] - new
     expected = -gained[kept_BT].mean() + 0.3 * (ratio * (apart.exp() - 1 - apart))[mask_BT].mean()
     found = trainer._compute_loss(trainer.model, shook)
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
     ours, theirs = gradients(trainer, expected), gradients(trainer, found)
     assert float((ours - theirs).norm() / ours.norm()) < 1e-4  # float32 sums in another order
-    assert shook["advantages"].dim() == 1  # the rollout is used again in the next epoch
+    again = trainer._compute_loss(trainer.model, shook)  # as the next epoch does: weights are not applied twice
+    assert again.item() == found.item()
 
 
 @pytest.mark.parametrize(

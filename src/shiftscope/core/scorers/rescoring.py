@@ -237,17 +237,18 @@ def listings(heard: Sequence[Heard], names: Names) -> tuple[Tensor, Tensor, Tens
     """Listed ids [N, K] (-1: none), their log-probabilities [N, K], and the largest that an unlisted token can have [N].
 
     The token itself may be listed from outside the top list, so the least of the others is the cap. Texts that stand for
-    several tokens are left to the tail. Raises ValueError for ids that the model does not have.
+    several tokens are left to the tail, which then has no cap: a server that names texts lists such a text once, and the
+    token that it leaves out may be the more probable one. Raises ValueError for ids that the model does not have.
     """
     size, rows, caps = names.checkpoint.vocabulary_size, [], []
     for one in heard:
         row: dict[int, float] = {}
         top = one.place.top if one.place is not None and not one.problem else ()
-        unclear = [-math.inf]
+        unclear = False
         for name, logp in top:
             token = name if isinstance(name, int) else names.ids.get(name)
             if token is None:
-                unclear.append(logp)
+                unclear = True
             elif token >= size:
                 raise ValueError(
                     f"the endpoint lists token {token}, but {names.checkpoint.name} has ids 0 to {size - 1}: "
@@ -257,7 +258,7 @@ def listings(heard: Sequence[Heard], names: Names) -> tuple[Tensor, Tensor, Tens
                 row[token] = logp
         own = names.id_of(one.place) if one.place is not None else None
         others = [logp for token, logp in row.items() if token != own]
-        caps.append(max(min(others, default=0.0), *unclear))
+        caps.append(0.0 if unclear else min(others, default=0.0))
         rows.append(row)
     K = max(1, *map(len, rows))
     ids = [[*row, *[-1] * (K - len(row))] for row in rows]
