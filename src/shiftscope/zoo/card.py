@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,12 @@ def save(
     figures: name -> (value, unit), measured on the weights as they are stored.
     dtype: type of the stored weights; None keeps the model's own. verifier: 'module:function' that scores its answers.
     prompts: rows that comparisons use when they are given no texts, written as prompts.jsonl.
+    Raises ValueError, before anything is written, for a figure that is no finite number.
     """
     folder = Path(folder)
+    for name, (value, unit) in figures.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the figure {name} is {value} {unit}: a card holds finite numbers only")
     folder.mkdir(parents=True, exist_ok=True)
     stored = model if dtype is None else copy.deepcopy(model).to(dtype)
     stored.save_pretrained(folder, safe_serialization=True)
@@ -46,14 +51,9 @@ def save(
     }
     if verifier:
         card["verifier"] = verifier
-    write_prompts(folder, prompts)
-    text = json.dumps(card, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(card, indent=2, ensure_ascii=False)
     (folder / "card.json").write_text(text + "\n", encoding="utf-8")
-    return folder
-
-
-def write_prompts(folder: Path, prompts: Sequence[Mapping[str, str]]) -> None:
-    """Write the prompts that ship with a checkpoint, one JSON object a line; nothing where there are none."""
     if prompts:
         lines = (json.dumps(dict(row), ensure_ascii=False) for row in prompts)
         (folder / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
