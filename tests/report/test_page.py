@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from shiftscope import report
 from shiftscope.core.result import Panel, Result
-from shiftscope.report.screenshot import ARGUMENTS, screenshot
+from shiftscope.report.screenshot import ARGUMENTS
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH")
@@ -320,26 +318,3 @@ def test_sixty_thousand_positions_open_with_few_nodes_and_under_eight_megabytes(
     expect(page.locator(".text:not([hidden])")).to_have_count(30)
     page.select_option("[data-role=sort]", "max")
     assert page.locator(TOKEN).count() <= 30 * 300
-
-
-def test_screenshot_draws_a_page_into_a_picture(written: Path, tmp_path: Path) -> None:
-    image = tmp_path / "docs" / "report.png"
-    command = [
-        sys.executable,
-        "-m",
-        "shiftscope.report.screenshot",
-        str(written),
-        str(image),
-        "--token",
-        "t0-p12",
-        "--width",
-        "800",
-    ]
-    subprocess.run(
-        command, check=True, timeout=60
-    )  # in a process of its own: playwright's loop here is taken by the fixture
-    header = image.read_bytes()[:24]
-    assert header[:4] == b"\x89PNG"
-    assert int.from_bytes(header[16:20], "big") == 1600
-    with pytest.raises(ValueError, match="there is no page at"):
-        screenshot(tmp_path / "none.html", tmp_path / "none.png")

@@ -29,7 +29,7 @@ def screenshot(
     """Draw a page written by report.write into a .png; returns its path.
 
     token: the token whose card is open, as in a link ('t12-p40'). whole: the full length of the page, charts drawn.
-    Raises: ValueError when there is no page, no Chromium on the path, or no playwright to drive it.
+    Raises: ValueError when there is no page, no such token on it, no Chromium on the path, or no playwright to drive it.
     """
     try:
         from playwright.sync_api import expect, sync_playwright
@@ -40,9 +40,7 @@ def screenshot(
         raise ValueError(f"there is no page at {page}: write it with report.write first")
     if chromium is None:
         raise ValueError("found no chromium on the PATH: install it (Debian: apt install chromium)")
-    image.parent.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+    with sync_playwright() as driver, driver.chromium.launch(executable_path=chromium, args=ARGUMENTS) as browser:
         window = browser.new_page(
             viewport={"width": width_px, "height": height_px},
             device_scale_factor=scale,
@@ -52,11 +50,13 @@ def screenshot(
         window.goto(page.as_uri() + (f"#{token}" if token else ""))
         if window.locator(".heatmap").count():  # (the page's policy forbids the eval that wait_for_function needs)
             window.locator("html[data-ready]").wait_for(state="attached")
+        if token and not window.locator("#card.pinned").count():
+            raise ValueError(f"{page.name} has no token {token!r}: name it as a link of the page does, like t12-p40")
         if whole:
             window.evaluate("document.querySelectorAll('.chart:not([data-drawn])').forEach(draw)")
         expect(window.locator(".chart[data-drawn]:not([data-ready])")).to_have_count(0, timeout=PATIENCE_MS)
+        image.parent.mkdir(parents=True, exist_ok=True)
         window.screenshot(path=image, full_page=whole)
-        browser.close()
     return image
 
 
@@ -71,15 +71,18 @@ def main() -> None:
     parser.add_argument("--token", default="", help="open the card of one token, as in a link: t12-p40")
     parser.add_argument("--whole", action="store_true", help="the full length of the page")
     given = parser.parse_args()
-    path = screenshot(
-        given.page,
-        given.image,
-        mode=given.mode,
-        width_px=given.width,
-        height_px=given.height,
-        token=given.token,
-        whole=given.whole,
-    )
+    try:
+        path = screenshot(
+            given.page,
+            given.image,
+            mode=given.mode,
+            width_px=given.width,
+            height_px=given.height,
+            token=given.token,
+            whole=given.whole,
+        )
+    except ValueError as error:
+        parser.error(str(error))
     print(path)
 
 
