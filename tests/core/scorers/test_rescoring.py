@@ -162,6 +162,11 @@ def test_text_or_ids_are_sent_as_asked_for(docs, items):
     rescoring.listen(server, Serving(), items[0], names)
     rescoring.listen(server, Serving(send="text"), items[0], names)
     assert server.asked == [(*items[0].tuned_context, *items[0].answer), "".join(TEXTS[0])]
+    strange = tuple(Place(token, "~", -1.0) for token in server.asked[0])
+    told = SimpleNamespace(score=lambda sent, top_k: Reply(strange, None, 1))
+    with pytest.raises(ValueError, match="the tokenizers differ"):  # ids would mean other texts there; a text would not
+        rescoring.listen(told, Serving(), items[0], names)
+    assert rescoring.listen(told, Serving(send="text"), items[0], names)[0].problem == ""
 
 
 def test_each_answer_token_has_its_place_or_a_reason(docs, items):
