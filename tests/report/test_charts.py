@@ -111,3 +111,43 @@ def test_points_with_names_show_them_on_hover_and_beside_few_points() -> None:
     assert [layer["mark"]["type"] for layer in layers(3)] == ["point", "text"]
     (many,) = layers(charts.LABELLED + 1)
     assert many["encoding"]["tooltip"][0]["title"] == "who"
+
+
+def spots(x: list[float], y: list[float], names: list[str], **more: object) -> Panel:
+    table = pa.table({"x": x, "y": y, "who": names})
+    return Panel("P", "", "points", table, x="x", y="y", label="who", **more)
+
+
+def test_names_of_points_that_coincide_do_not_lie_on_each_other() -> None:
+    rows = rows_of(spots([1.0, 1.0, 1.0, 9.0], [1.0, 1.0, 1.0, 2.0], ["first", "second", "third", "far away"]))
+    assert [row["name"] for row in rows] == ["first", "second", "", "far away"]
+    assert rows[0]["dy"] < 0 < rows[1]["dy"]
+    assert [row["label"] for row in rows][2] == "third"  # hovering still tells it
+
+
+def test_names_at_the_edges_stay_inside_the_frame_and_long_ones_are_cut() -> None:
+    rows = rows_of(spots([0.0, 5.0, 10.0], [0.0, 5.0, 10.0], ["at the left edge", "x" * 99, "at the right edge"]))
+    assert [row["align"] for row in rows] == ["left", "center", "right"]
+    assert rows[1]["name"] == "x" * (charts.NAME_CHARACTERS - 1) + "…"
+
+
+def test_names_that_the_legend_tells_are_not_written_again_and_each_has_its_colour(tmp_path) -> None:
+    names = ["max_prob", "window inner=8", "random positions=2", "assd k=5"]
+    for how in ({"series": "who"}, {"color": "who"}):
+        panel = spots([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 2.0, 2.0], names, **how)
+        assert charts.specification(panel)["mark"]["type"] == "point"
+        drawing = charts.figure(panel, tmp_path / "points.svg").read_text("utf-8")
+        assert all(color in drawing for color in charts.OTHER["light"][:4])
+
+
+def test_a_logarithmic_axis_of_a_line_ends_with_its_data() -> None:
+    table = pa.table({"x": [300.0, 1500.0], "y": [0.5, 0.5]})
+    spec = charts.specification(Panel("P", "", "line", table, x="x", y="y", log_x=True))
+    assert all(layer["encoding"]["x"]["scale"] == {"type": "log", "nice": False} for layer in spec["layer"])
+
+
+def test_bars_that_are_their_own_series_stand_on_their_category() -> None:
+    table = pa.table({"who": ["a", "b"], "y": [1.0, 2.0], "side": ["s", "t"]})
+    own = charts.specification(Panel("P", "", "bar", table, x="who", y="y", series="who"))
+    assert "xOffset" not in own["encoding"]
+    assert "xOffset" in charts.specification(Panel("P", "", "bar", table, x="who", y="y", series="side"))["encoding"]

@@ -46,3 +46,13 @@ def test_the_terminal_shows_the_first_figures_whole_and_says_how_many_more_there
     text = console.file.getvalue()
     assert [n for n in names if n in text] == names[:16]
     assert "and 4 more" in text
+
+
+def test_a_long_text_as_value_wraps_and_leaves_the_names_whole() -> None:
+    name = "most_frequent_artefact_of_the_model_itself"
+    console = Console(file=io.StringIO(), width=100, force_terminal=True, color_system=None)
+    report.terminal(Result("compare edits", pa.table({}), {name: Figure("a long text " * 9, "", 1)}), console)
+    text = console.file.getvalue()
+    assert name in text
+    assert text.split().count("long") == 9
+    assert max(map(len, text.splitlines())) <= 100

@@ -331,7 +331,7 @@ def _panels(lines: Sequence[Mapping[str, Any]], rows: Rows, asked: Sequence[Name
                 pa.Table.from_pylist(points),
                 x="rows_per_token",
                 y="nll_per_token",
-                color="decoder",
+                series="decoder",
                 label="decoder",
                 x_title="token-forwards per token",
                 y_title="−log p (nats per token)",

@@ -38,6 +38,7 @@ from shiftscope.core.tokenizers.segmentation import Cut, Tokens
 
 BYTES = "raw bytes"  # the baseline's name in the table
 ALL = ("all", "all texts")
+TELLING = ("bytes_per_token", "differing_characters", "added_merges_saving", "utilisation", "tokens_per_char")  # first
 SHOWN_DIFFERENCES = 40
 OWN_MERGES_BYTES = 400_000  # text that every shortened list of merges reads
 
@@ -157,6 +158,7 @@ def summarise(
         {n: None if counts is None else np.array(counts) for n, counts in zip(names, found["added"], strict=True)},
     )
     figures |= {name: figure for pair in pairs for name, figure in pair.figures.items()} | _saving(curves, corpus)
+    figures = dict(sorted(figures.items(), key=lambda item: _rank(item[0])))
     notes = [
         *(note for _, said in found["group"] for note in said),
         *_numbered_notes(corpus),
@@ -551,7 +553,7 @@ def _verdict(table: pa.Table, corpus: Corpus, pairs: Sequence[Pair], curves: Cur
     whole = sorted((row for row in rows if row["grouping"] == ALL[0]), key=lambda row: row["tokens_per_char"])
     best = whole[0]
     others = "".join(
-        f", {row['tokenizer']} {row['bytes_per_token']:.2f} ({100 * (row['tokens'] / best['tokens'] - 1):.0f} % more tokens)"
+        f", {row['tokenizer']} {row['bytes_per_token']:.2f} ({_more(row['tokens'], best['tokens'])})"
         for row in whole[1:]
     )
     sentences = [f"{best['tokenizer']} packs {best['bytes_per_token']:.2f} bytes into a token{others}."]
@@ -566,9 +568,8 @@ def _verdict(table: pa.Table, corpus: Corpus, pairs: Sequence[Pair], curves: Cur
                 )
     for pair in pairs:
         share = next(f.value for name, f in pair.figures.items() if name.startswith("differing_characters."))
-        sentences.append(
-            f"{pair.first} and {pair.second} cut {100 * float(share):.1f} % of the characters differently."
-        )
+        how = "cut every text alike" if not share else f"cut {100 * float(share):.1f} % of the characters differently"
+        sentences.append(f"{pair.first} and {pair.second} {how}.")
     for name, counts in curves.added.items():
         if counts is not None:
             saved = 100 * float(1 - counts[-1] / counts[0])
@@ -576,6 +577,18 @@ def _verdict(table: pa.Table, corpus: Corpus, pairs: Sequence[Pair], curves: Cur
                 f"{len(counts) - 1} merges added to {name} would save {saved:.1f} % of its tokens on new texts."
             )
     return sentences
+
+
+def _rank(name: str) -> int:
+    """Where a figure stands: what the page's head and the terminal show first, the groups of texts last."""
+    if ".domain." in name or ".language." in name:
+        return len(TELLING) + 1
+    return next((place for place, head in enumerate(TELLING) if name.startswith(f"{head}.")), len(TELLING))
+
+
+def _more(tokens: int, fewest: int) -> str:
+    more = 100 * (tokens / fewest - 1)
+    return "as many tokens" if tokens == fewest else f"{more:.{0 if more >= 1 else 2}f} % more tokens"
 
 
 def _provenance(

@@ -21,6 +21,10 @@ ROW_LIMIT = 5000
 HEIGHT_PX = 240
 WHOLE_TICKS = 10  # so many whole numbers each get a tick
 LABELLED = 60  # points that still have room for their names
+NARROW_PX = 430  # the drawing area of a chart in one of two columns: a name that finds room here finds it everywhere
+NAME_CHARACTERS = 26
+NAME_PX = (6.2, 13)  # the width of a character and the height of a line of a name
+EDGE_PX = 12  # between the outermost points and the frame
 LEGEND_CHARACTERS = 44  # what fits on one line of a narrow chart
 BASE_TUNED = {"light": ["#0072b2", "#d55e00"], "dark": ["#6bb8f0", "#f0883e"]}
 OTHER = {  # never the colours of base and tuned; apart for colour-blind readers
@@ -182,6 +186,8 @@ def _drawable(panel: Panel) -> list[dict[str, Any]]:
 
 def _rows(panel: Panel) -> list[dict[str, Any]]:
     rows = _drawable(panel)
+    if _named(panel):
+        return _with_names(panel, rows)
     if len(rows) <= ROW_LIMIT:
         return rows
     return [rows[i * len(rows) // ROW_LIMIT] for i in range(ROW_LIMIT)]
@@ -208,7 +214,10 @@ def _axis(panel: Panel, axis: str, *, discrete: bool = False) -> Any:
     title = title or column.replace("_", " ")
     if discrete or not _numeric(panel, column):
         return channel(f"{axis}:O", title=title, sort=None)
-    scale = alt.Scale(type="log") if log else alt.Scale(zero=False, nice=axis == "y")
+    edge = EDGE_PX if panel.kind == "points" else alt.Undefined
+    nice = axis == "y" and panel.kind != "points"
+    kind: dict[str, Any] = {"type": "log"} if log else {"zero": False}
+    scale = alt.Scale(**kind, nice=nice, padding=edge)
     ticks: Any = alt.Undefined
     if pa.types.is_integer(panel.table.schema.field(column).type) and not log:
         few = sorted({value for value in panel.table[column].to_pylist() if value is not None})
@@ -265,13 +274,58 @@ def _line(panel: Panel, chart: alt.Chart) -> Any:
 def _points(panel: Panel, chart: alt.Chart) -> Any:
     color = _series(panel)
     if panel.color:
-        color = alt.Color("color:Q" if _numeric(panel, panel.color) else "color:N", title=panel.color.replace("_", " "))
+        number = _numeric(panel, panel.color)
+        scale = alt.Undefined if number else alt.Scale(range="ordinal")
+        color = alt.Color("color:Q" if number else "color:N", title=panel.color.replace("_", " "), scale=scale)
     dots = chart.mark_point().encode(x=_axis(panel, "x"), y=_axis(panel, "y"), color=color, tooltip=_tooltip(panel))
     if panel.low and panel.high:
         dots = chart.mark_rule().encode(x=_axis(panel, "x"), y=alt.Y("low:Q"), y2="high:Q", color=color) + dots
-    if panel.label and panel.table.num_rows <= LABELLED:
-        dots += chart.mark_text(dy=-9).encode(x=_axis(panel, "x"), y=_axis(panel, "y"), text="label:N")
+    if _named(panel):
+        names = chart.mark_text(dy=alt.expr("datum.dy"), align=alt.expr("datum.align"))
+        dots += names.encode(x=_axis(panel, "x"), y=_axis(panel, "y"), text="name:N")
     return dots
+
+
+def _named(panel: Panel) -> bool:
+    """Whether names stand beside the points: they are few, and the legend does not say the names already."""
+    if panel.kind != "points" or not panel.label or panel.label in (panel.series, panel.color):
+        return False
+    return panel.table.num_rows <= LABELLED and _numeric(panel, panel.x) and _numeric(panel, panel.y)
+
+
+def _with_names(panel: Panel, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with `name`, `dy` and `align` of the text beside the point.
+
+    The name stands above its point, or below it, inside the frame; it is empty where both places are taken by a name
+    before it or by a point: hovering tells it.
+    """
+    x_N = _pixels([row["x"] for row in rows], panel.log_x, NARROW_PX)
+    y_N = [HEIGHT_PX - y for y in _pixels([row["y"] for row in rows], panel.log_y, HEIGHT_PX)]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in zip(x_N, y_N, strict=True)]
+    named = []
+    for row, x, y in zip(rows, x_N, y_N, strict=True):
+        name = str(row["label"])
+        name = name if len(name) <= NAME_CHARACTERS else f"{name[: NAME_CHARACTERS - 1]}…"
+        width = len(name) * NAME_PX[0]
+        align = "left" if x < width / 2 else "right" if x > NARROW_PX - width / 2 else "center"
+        left = x - {"left": 0, "right": width, "center": width / 2}[align]
+        above, below = ((left, y + dy - NAME_PX[1] / 2, left + width, y + dy + NAME_PX[1] / 2) for dy in (-12, 12))
+        free = next((box for box in (above, below) if not any(_meet(box, other) for other in taken)), None)
+        if free:
+            taken.append(free)
+        named.append(row | {"name": name if free else "", "dy": 15 if free == below else -9, "align": align})
+    return named
+
+
+def _pixels(values: list[Any], log: bool, length: float) -> list[float]:
+    """Where values lie along an axis of so many pixels."""
+    places = [math.log(value) if log else float(value) for value in values]
+    low, high = min(places, default=0.0), max(places, default=0.0)
+    return [EDGE_PX + (p - low) / ((high - low) or 1.0) * (length - 2 * EDGE_PX) for p in places]
+
+
+def _meet(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _bar(panel: Panel, chart: alt.Chart) -> Any:
@@ -294,12 +348,12 @@ def _bar(panel: Panel, chart: alt.Chart) -> Any:
     length = (alt.X if lying else alt.Y)("y:Q", title=value["title"], scale=scale)
     along, across = ("x", "y") if lying else ("y", "x")
     place: dict[str, Any] = {across: category, along: length}
-    if panel.series:
+    if panel.series and panel.series != panel.x:
         place["yOffset" if lying else "xOffset"] = (
             alt.YOffset("series:N", sort=None) if lying else alt.XOffset("series:N", sort=None)
         )
     if lying:
-        groups = len(set(panel.table[panel.series].to_pylist())) if panel.series else 1
+        groups = len(set(panel.table[panel.series].to_pylist())) if panel.series not in ("", panel.x) else 1
         chart = chart.properties(height=len(labels) * (8 + 14 * groups))
     bars = chart.mark_bar().encode(**place, **{f"{along}2": floor}, color=_series(panel), tooltip=_tooltip(panel))
     if not (panel.low and panel.high):

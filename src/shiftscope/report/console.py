@@ -12,6 +12,7 @@ from shiftscope.core.result import Result
 from shiftscope.report import formats
 
 SHOWN = 16  # figures of a result, and of each of its parts; the page and the summary have all
+OTHER_COLUMNS = 50  # columns of a value, its interval and its size, with the space between them
 PIPED_WIDTH = 120  # columns where the output is no terminal: figures' names stay whole
 
 
@@ -53,11 +54,13 @@ def _figures(result: Result, console: Console) -> None:
     if not result.figures:
         return
     table = Table(box=box.SIMPLE_HEAD, pad_edge=True, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("figure", overflow="fold")
-    table.add_column("value", justify="right", style="bold", no_wrap=True)
+    shown = list(result.figures.items())[:SHOWN]
+    whole = min(max(len(name) for name, _ in shown), console.width - OTHER_COLUMNS)
+    table.add_column("figure", overflow="fold", min_width=whole)  # a long text beside it wraps, the name does not
+    table.add_column("value", justify="right", style="bold")
     table.add_column("95 % interval", justify="right", no_wrap=True)
     table.add_column("n", justify="right", style="dim", no_wrap=True)
-    for name, figure in list(result.figures.items())[:SHOWN]:
+    for name, figure in shown:
         table.add_row(Text(name), Text(formats.value(figure)), Text(formats.interval(figure)), formats.number(figure.n))
     console.print(table)
     if (more := len(result.figures) - SHOWN) > 0:
