@@ -100,6 +100,16 @@ def test_long_tables_are_cut_with_a_note(panels: list[Panel]) -> None:
     assert "The first 200 of 240 rows." in page
 
 
+def test_a_table_with_long_texts_takes_the_whole_width() -> None:
+    def width(*texts: str) -> bool:
+        table = pa.table({"id": list(range(len(texts))), "text": list(texts)})
+        page = report.page(Result("m", table, {}, panels=[Panel(t, "", "table", table) for t in ("one", "two")]))
+        return page.count('class="panel wide"') == 2
+
+    assert width("short", "a text " * 20)
+    assert not width("short", "as short")
+
+
 def test_write_makes_folders_and_the_data_is_json(make_result, make_table, tmp_path) -> None:
     path = report.write(make_result(make_table(1, 10)), tmp_path / "a" / "b" / "report.html")
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)

@@ -359,7 +359,8 @@ def _charts(
     panels.append(
         Panel(
             "Both corpora on one map",
-            f"First two principal components of the embeddings' directions ({explained:.0%} of their variance); a dot is a text.",
+            f"First two principal components of the embeddings' directions ({100 * explained:.0f} % of their variance); a dot is "
+            "a text.",
             "points", pa.table(ordered), x="x", y="y", series="corpus", label="text", x_title="first component",
             y_title="second component",
         )

@@ -295,14 +295,14 @@ def _verdict(asked: Sequence[Named], figures: Mapping[str, Figure], whose: str) 
     first, found = asked[0], []
     for named in asked[1:]:
         share = figures[f"{named.figure}.agreement"].value
-        sentence = f"{named.name} agrees with {first.name} at {float(share):.0%} of the tokens"
+        sentence = f"{named.name} agrees with {first.name} at {100 * float(share):.0f} % of the tokens"
         pairs = [(f"{first.figure}.{name}", f"{named.figure}.{name}") for name in _COMPARED]
         if all(name in figures for pair in pairs for name in pair):
             rows = float(figures[pairs[0][1]].value) / float(figures[pairs[0][0]].value)
             took = float(figures[pairs[2][1]].value) / float(figures[pairs[2][0]].value)
             nll = float(figures[pairs[1][1]].value) - float(figures[pairs[1][0]].value)
-            sentence += f", at {rows:.0%} of its token-forwards, {took:.0%} of its time and {nll:+.2f} nats a token"
-            sentence += f" under {whose}"
+            sentence += f", at {100 * rows:.0f} % of its token-forwards, {100 * took:.0f} % of its time"
+            sentence += f" and {nll:+.2f} nats a token under {whose}"
         if f"{named.figure}.reward" in figures:
             ours, theirs = figures[f"{named.figure}.reward"].value, figures[f"{first.figure}.reward"].value
             sentence += f"; reward {float(ours):.2f} against {float(theirs):.2f}"

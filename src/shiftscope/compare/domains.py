@@ -522,8 +522,8 @@ def _verdict(pool: Pool, found: Found, figures: Mapping[str, Figure]) -> list[st
     k = int(np.argmax(spread_K))
     high, low = int(np.argmax(mixture_KR[k])), int(np.argmin(mixture_KR[k]))
     sentences = [
-        f"{classes} classes explain how {len(pool.names)} domains differ; class {k + 1} shifts most: {mixture_KR[k, high]:.0%} "
-        f"of {pool.names[high]} and {mixture_KR[k, low]:.0%} of {pool.names[low]}.",
+        f"{classes} classes explain how {len(pool.names)} domains differ; class {k + 1} shifts most: "
+        f"{100 * mixture_KR[k, high]:.0f} % of {pool.names[high]} and {100 * mixture_KR[k, low]:.0f} % of {pool.names[low]}.",
         f"The shift is usable: the domain of an unseen text is predicted {float(gain.value):.2g} nats better than chance "
         f"(95 % interval {gain.low:.2g} to {gain.high:.2g}; {np.log(len(pool.names)):.2g} would be certainty).",
     ]
@@ -535,7 +535,7 @@ def _verdict(pool: Pool, found: Found, figures: Mapping[str, Figure]) -> list[st
     if "accuracy" in figures:
         accuracy, majority = figures["accuracy"], figures["majority_accuracy"]
         sentences.append(
-            f"Against the given truth: accuracy {float(accuracy.value):.1%} (each domain's largest class alone: "
-            f"{float(majority.value):.1%}), mean error of the mixture {float(figures['mixture_error'].value):.3f}."
+            f"Against the given truth: accuracy {100 * float(accuracy.value):.1f} % (each domain's largest class alone: "
+            f"{100 * float(majority.value):.1f} %), mean error of the mixture {float(figures['mixture_error'].value):.3f}."
         )
     return sentences

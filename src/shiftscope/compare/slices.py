@@ -248,8 +248,8 @@ def _graph(subject: str, one: Map, graphing: Graphing) -> Panel:
     what = f"The {len(largest)} largest of {len(one.table)} slices" if len(largest) < len(one.table) else "All slices"
     return Panel(
         f"Slices that share items: {subject}",
-        f"{what}, near each other where at least {graphing.threshold:.0%} of the smaller one's items are shared; the picture is "
-        f"a spring layout: distances as numbers are in the heat map.",
+        f"{what}, near each other where at least {100 * graphing.threshold:.0f} % of the smaller one's items are shared; the "
+        f"picture is a spring layout: distances as numbers are in the heat map.",
         "points", pa.table(columns).sort_by("community"), x="x", y="y", series="community", label="slice",
         x_title="place (no unit)", y_title="place (no unit)",
     )  # fmt: skip

@@ -395,7 +395,8 @@ def _verdict(
     lists = "; ".join(f"{name} ({', '.join(known)})" for name, known in found.words.items())
     said = [
         f"{len(found.items):,} texts on {len(found.words)} dimension{'' if len(found.words) == 1 else 's'}: {lists}.",
-        f"Sorted by {found.assigned_by}: {figures['covered_share'].value:.1%} of the sortings found a fitting attribute.",
+        f"Sorted by {found.assigned_by}: {100 * float(figures['covered_share'].value):.1f} % of the sortings found a "
+        "fitting attribute.",
     ]
     if "failure_share" in figures:
         weak = _weak(rates, slicing.fdr)
@@ -404,8 +405,8 @@ def _verdict(
             said.insert(
                 0,
                 f"{len(weak)} of {figures['slices_tested'].value} slices fail more often than the rest; clearest: "
-                f"{_read(top['slice'])}, {top['rate']:.1%} of {top['measured']} against "
-                f"{top['rate_elsewhere']:.1%} (q = {top['q']:.2g}).",
+                f"{_read(top['slice'])}, {100 * top['rate']:.1f} % of {top['measured']} against "
+                f"{100 * top['rate_elsewhere']:.1f} % (q = {top['q']:.2g}).",
             )
         else:
             said.insert(
@@ -417,8 +418,8 @@ def _verdict(
         differing = [name for name in names if any(row["slice"].endswith(f": {name}") for row in clear)]
         said.append(
             f"The classes differ in {len(differing)} of {len(names)} attributes; "
-            f"most: {clear[0]['slice']}, {clear[0]['rate']:.1%} against "
-            f"{clear[0]['rate_elsewhere']:.1%} elsewhere." if clear else "The classes do not differ in any attribute."
+            f"most: {clear[0]['slice']}, {100 * clear[0]['rate']:.1f} % against "
+            f"{100 * clear[0]['rate_elsewhere']:.1f} % elsewhere." if clear else "The classes do not differ in any attribute."
         )  # fmt: skip
     return said
 

@@ -550,12 +550,12 @@ def _curve_panels(curves: Curves) -> list[Panel]:
 
 def _verdict(table: pa.Table, corpus: Corpus, pairs: Sequence[Pair], curves: Curves) -> list[str]:
     rows = [row for row in table.to_pylist() if row["tokenizer"] != BYTES]
-    whole = sorted((row for row in rows if row["grouping"] == ALL[0]), key=lambda row: row["tokens_per_char"])
-    best = whole[0]
-    others = "".join(
-        f", {row['tokenizer']} {row['bytes_per_token']:.2f} ({_more(row['tokens'], best['tokens'])})"
-        for row in whole[1:]
+    whole = sorted(
+        (row for row in rows if row["grouping"] == ALL[0]),
+        key=lambda row: (row["lossy_documents"] > 0, row["tokens_per_char"]),
     )
+    best = whole[0]  # few tokens are no merit where text is lost
+    others = "".join(f", {row['tokenizer']} {row['bytes_per_token']:.2f} ({_more(row, best)})" for row in whole[1:])
     sentences = [f"{best['tokenizer']} packs {best['bytes_per_token']:.2f} bytes into a token{others}."]
     for grouping in ("domain", "language"):
         for tokens in corpus.tokens:
@@ -571,7 +571,7 @@ def _verdict(table: pa.Table, corpus: Corpus, pairs: Sequence[Pair], curves: Cur
         how = "cut every text alike" if not share else f"cut {100 * float(share):.1f} % of the characters differently"
         sentences.append(f"{pair.first} and {pair.second} {how}.")
     for name, counts in curves.added.items():
-        if counts is not None:
+        if counts is not None and len(counts) > 1:
             saved = 100 * float(1 - counts[-1] / counts[0])
             sentences.append(
                 f"{len(counts) - 1} merges added to {name} would save {saved:.1f} % of its tokens on new texts."
@@ -586,9 +586,12 @@ def _rank(name: str) -> int:
     return next((place for place, head in enumerate(TELLING) if name.startswith(f"{head}.")), len(TELLING))
 
 
-def _more(tokens: int, fewest: int) -> str:
-    more = 100 * (tokens / fewest - 1)
-    return "as many tokens" if tokens == fewest else f"{more:.{0 if more >= 1 else 2}f} % more tokens"
+def _more(row: Row, best: Row) -> str:
+    """How many tokens more than the best, in words; a tokenizer that loses text is not ranked by them."""
+    if row["lossy_documents"]:
+        return f"but it loses text in {row['lossy_documents']:,} of {row['documents']:,}"
+    more = 100 * (row["tokens"] / best["tokens"] - 1)
+    return "as many tokens" if not more else f"{more:.{0 if more >= 1 else 2}f} % more tokens"
 
 
 def _provenance(

@@ -347,7 +347,7 @@ def _ridges(rows: Sequence[filters.Array], basis: Basis) -> pa.Table:
     for place in range(min(RIDGES, len(basis.ratio_C))):
         densities = [filters.density(coefficient_NC[:, place], grid) for coefficient_NC in sides]
         highest = max(float(density.max()) for density in densities)
-        label = f"{place + 1} ({basis.ratio_C[place]:.1%} of the variance)"
+        label = f"{place + 1} ({100 * basis.ratio_C[place]:.1f} % of the variance)"
         for name, density in zip(SIDES, densities, strict=True):
             ridge = place + 1 + RIDGE_HEIGHT * density / highest
             columns = {"coefficient": grid, "density": density, "ridge": ridge}
@@ -507,12 +507,10 @@ def _verdict(
         )
     for role, side in zip(SIDES, (first, second), strict=True):
         counts = {name: int(figures[f"layers_{name.replace(' ', '_')}_{role}"].value) for name in _CLASS_WORDS}
-        said = [f"{count} {_CLASS_WORDS[name]}" for name, count in counts.items() if count]
         total = figures[f"layers_{role}"].value
+        said = [f"{count} of {total} layers {_CLASS_WORDS[name]}" for name, count in counts.items() if count]
         sentences.append(
-            f"{side.name}: of {total} layers, {', '.join(said)}."
-            if said
-            else f"{side.name}: no degenerate layer of {total}."
+            f"{side.name}: {', '.join(said)}." if said else f"{side.name}: no degenerate layer of {total}."
         )
     return sentences
 

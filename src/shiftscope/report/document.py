@@ -22,6 +22,7 @@ from shiftscope.report import charts, formats, texts
 
 HERE = Path(__file__).parent
 TABLE_ROWS = 200
+LONG_CELL = 60  # characters of a text that a table of half the page's width would cut
 KEY_FIGURES = 8
 TAIL = re.compile(r"_(p\d+(_\d+)?|max)$")
 HASH = re.compile(r"[0-9a-f]{40,64}")
@@ -131,9 +132,15 @@ def _panel(panel: Panel, data: dict[str, Any]) -> dict[str, Any]:
     if panel.kind == "table":
         if panel.table.num_rows > TABLE_ROWS:
             about["note"] = f"The first {TABLE_ROWS} of {panel.table.num_rows:,} rows."
-        return about | _table(panel.table.slice(0, TABLE_ROWS)) | {"wide": panel.table.num_columns > 5}
+        return about | (shown := _table(panel.table.slice(0, TABLE_ROWS))) | {"wide": _is_wide(shown)}
     data["charts"].append(charts.specification(panel))
     return about | {"kind": "chart", "note": charts.left_out(panel), "index": len(data["charts"]) - 1}
+
+
+def _is_wide(table: Mapping[str, Any]) -> bool:
+    """Whether a table needs the page's whole width: many columns, or a long text in one beside others."""
+    longest = max((len(text) for row in table["rows"] for text, _ in row), default=0)
+    return len(table["heads"]) > 5 or (len(table["heads"]) > 1 and longest > LONG_CELL)
 
 
 def _table(table: pa.Table) -> dict[str, Any]:

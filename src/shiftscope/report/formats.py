@@ -48,7 +48,9 @@ def marked(text: str) -> str:
 
 def percent(value: float) -> str:
     """A share in percent to three significant digits; what is not all is never shown as 100 %."""
-    for digits in range(3, 8):
+    if 0.999995 < value < 1:
+        return "> 99.999 %"
+    for digits in range(3, 6):
         text = f"{100 * value:#.{digits}g}".rstrip(".")
         if float(text) != 100 or value == 1:
             break
@@ -74,6 +76,7 @@ def label(name: str, unit: str = "") -> str:
     for suffix in {unit, unit.replace("/", "_per_")} - {""}:
         name = name.removesuffix(f"_{suffix}") if suffix != "share" else name
     name = re.sub(r"kl_(base|tuned|model|against)_(base|tuned|model|against)", r"KL(\1‖\2)", name)
+    name = re.sub(r"_([ab])_in_([ab])(?=_|$)", lambda side: f"_of_{side[1].upper()}_in_{side[2].upper()}", name)
     words = [UPPER.get(word, word) for word in name.split("_")]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
@@ -85,7 +88,7 @@ def _with_unit(quantity: Any, unit: str) -> str:
     if unit == "share":
         return percent(float(quantity))
     text = _float(quantity, 3) if isinstance(quantity, float) else number(quantity)
-    return text if unit in ("", "count") else f"{text} {unit}"
+    return text if unit in ("", "count", "ratio") else f"{text} {unit}"
 
 
 def _float(quantity: float, digits: int = 4) -> str:
