@@ -110,6 +110,14 @@ def test_a_table_with_long_texts_takes_the_whole_width() -> None:
     assert not width("short", "as short")
 
 
+def test_a_panel_alone_between_wide_ones_fills_its_line() -> None:
+    wide = pa.table({name: [1] for name in "abcdef"})
+    order = [wide, wide.select(["a"]), wide, wide.select(["a"]), wide.select(["b"])]
+    page = report.page(Result("m", wide, {}, panels=[Panel("T", "", "table", table) for table in order]))
+    kinds = re.findall(r'<article class="(panel[ wide]*)"', page)
+    assert kinds == ["panel wide", "panel wide", "panel wide", "panel", "panel"]
+
+
 def test_write_makes_folders_and_the_data_is_json(make_result, make_table, tmp_path) -> None:
     path = report.write(make_result(make_table(1, 10)), tmp_path / "a" / "b" / "report.html")
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text("utf-8"), re.S)

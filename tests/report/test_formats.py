@@ -48,6 +48,7 @@ def test_a_figure_shows_unit_and_interval() -> None:
     assert (formats.value(figure), formats.interval(figure)) == ("0.0571 nats", "0.05 to 0.0649")
     assert formats.interval(Figure(0.5, "share", 4, 0.15, 0.85)) == "15.0 to 85.0 %"
     assert formats.interval(Figure(3, "count", 3)) == ""
+    assert formats.value(Figure(0.97, "share of tokens", 3)) == "97.0 % of tokens"
     assert formats.value(Figure(1.0415, "ratio", 3)) == "1.04"  # "1.04 ratio" says nothing more
 
 
@@ -55,6 +56,7 @@ def test_names_become_words_and_keep_the_direction() -> None:
     assert formats.label("js_share_above_0.1", "share") == "JS share above 0.1"
     assert formats.label("js_mean_nats", "nats") == "JS mean"
     assert formats.label("kl_base_tuned_nats", "nats") == "KL(base‖tuned)"
+    assert formats.label("bytes_per_token.docs_base", "bytes/token") == "Bytes per token · docs base"
     assert formats.label("q_b_in_a_p_permutation") == "Q of B in A p permutation"
 
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,9 @@ def _sections(result: Result) -> Iterator[Result]:
 def _section(result: Result, index: int, data: dict[str, Any]) -> dict[str, Any]:
     ordered = sorted(result.panels, key=lambda panel: panel.kind != "texts")
     panels = [_panel(panel, data) for panel in ordered]
-    narrow = [panel for panel in panels if not panel["wide"]]
-    if len(narrow) % 2:
-        narrow[-1]["wide"] = True
+    for wide, run in [(wide, list(run)) for wide, run in groupby(panels, key=lambda panel: panel["wide"])]:
+        if not wide and len(run) % 2:
+            run[-1]["wide"] = True  # no half of a line stays empty
     return {
         "id": f"part-{index}",
         "title": formats.label(result.method.split()[-1]) if result.method else "Result",

@@ -66,7 +66,7 @@ def interval(figure: Figure) -> str:
     """The interval of a figure: '0.051 to 0.063'; empty where there is none."""
     if figure.low is None or figure.high is None:
         return ""
-    if figure.unit == "share":
+    if figure.unit == "share" or figure.unit.startswith("share of "):
         return f"{percent(figure.low).removesuffix(' %')} to {percent(figure.high)}"
     return f"{_float(float(figure.low), 3)} to {_float(float(figure.high), 3)}"
 
@@ -77,6 +77,7 @@ def label(name: str, unit: str = "") -> str:
         name = name.removesuffix(f"_{suffix}") if suffix != "share" else name
     name = re.sub(r"kl_(base|tuned|model|against)_(base|tuned|model|against)", r"KL(\1‖\2)", name)
     name = re.sub(r"_([ab])_in_([ab])(?=_|$)", lambda side: f"_of_{side[1].upper()}_in_{side[2].upper()}", name)
+    name = re.sub(r"\.(?=[a-zA-Z])", " · ", name)
     words = [UPPER.get(word, word) for word in name.split("_")]
     text = " ".join(words)
     return text[:1].upper() + text[1:]
@@ -87,6 +88,8 @@ def _with_unit(quantity: Any, unit: str) -> str:
         return number(quantity)
     if unit == "share":
         return percent(float(quantity))
+    if unit.startswith("share of "):
+        return f"{percent(float(quantity))} {unit.removeprefix('share ')}"
     text = _float(quantity, 3) if isinstance(quantity, float) else number(quantity)
     return text if unit in ("", "count", "ratio") else f"{text} {unit}"
 
