@@ -131,6 +131,14 @@ def test_names_at_the_edges_stay_inside_the_frame_and_long_ones_are_cut() -> Non
     assert rows[1]["name"] == "x" * (charts.NAME_CHARACTERS - 1) + "…"
 
 
+def test_whole_texts_are_left_to_hovering() -> None:
+    panel = spots(
+        [1.0, 5.0, 9.0], [1.0, 2.0, 3.0], ["a text of many words, " * 3, "and one more text of many words", "short"]
+    )
+    assert charts.specification(panel)["mark"]["type"] == "point"
+    assert rows_of(panel)[0]["label"].startswith("a text")
+
+
 def test_names_that_the_legend_tells_are_not_written_again_and_each_has_its_colour(tmp_path) -> None:
     names = ["max_prob", "window inner=8", "random positions=2", "assd k=5"]
     for how in ({"series": "who"}, {"color": "who"}):

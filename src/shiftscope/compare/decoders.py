@@ -311,6 +311,8 @@ def _verdict(asked: Sequence[Named], figures: Mapping[str, Figure], whose: str) 
 
 
 def _panels(lines: Sequence[Mapping[str, Any]], rows: Rows, asked: Sequence[Named]) -> list[Panel]:
+    order = [named.name for named in asked]
+    lines = sorted(lines, key=lambda line: order.index(line["decoder"]))
     points = [
         {"decoder": line["decoder"], "rows_per_token": line["rows_per_token"], "nll_per_token": line["nll_per_token"]}
         for line in lines

@@ -360,8 +360,8 @@ def _whole(
         figures["ambiguous_items"] = Figure(ambiguous, "count", len(whole.ids))
         notes.append(f"{ambiguous} items are of several of the named classes and were left out everywhere")
     verdict = [
-        f"{len(table)} of {len(whole)} slices are large enough, in {len(maps)} classes; they hold {inside} of "
-        f"{len(whole.ids)} items."
+        f"{len(table)} of {len(whole)} slices are large enough, in {len(maps)} class{'' if len(maps) == 1 else 'es'}; they hold "
+        f"{inside} of {len(whole.ids)} items."
     ]
     if split:
         listed = ", ".join(split[:5]) + (" and others" if len(split) > 5 else "")

@@ -290,7 +290,10 @@ def _named(panel: Panel) -> bool:
     """Whether names stand beside the points: they are few, and the legend does not say the names already."""
     if panel.kind != "points" or not panel.label or panel.label in (panel.series, panel.color):
         return False
-    return panel.table.num_rows <= LABELLED and _numeric(panel, panel.x) and _numeric(panel, panel.y)
+    names = [str(name) for name in panel.table[panel.label].to_pylist()]
+    if 2 * sum(len(name) > NAME_CHARACTERS for name in names) > len(names):
+        return False  # whole texts, which hovering shows
+    return len(names) <= LABELLED and _numeric(panel, panel.x) and _numeric(panel, panel.y)
 
 
 def _with_names(panel: Panel, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -219,4 +219,5 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
             yield from _flat(entry, f"{path} › ")
         elif entry is not None:
             full = ", ".join(map(str, entry)) if isinstance(entry, (list, tuple)) else str(entry)
+            full = full or "–"
             yield path, f"{full[:12]}…" if HASH.fullmatch(full) else full, full
