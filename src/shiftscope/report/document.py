@@ -133,7 +133,8 @@ def _panel(panel: Panel, data: dict[str, Any]) -> dict[str, Any]:
     if panel.kind == "table":
         if panel.table.num_rows > TABLE_ROWS:
             about["note"] = f"The first {TABLE_ROWS} of {panel.table.num_rows:,} rows."
-        return about | (shown := _table(panel.table.slice(0, TABLE_ROWS))) | {"wide": _is_wide(shown)}
+        cells = _table(panel.table.slice(0, TABLE_ROWS))
+        return about | cells | {"wide": _is_wide(cells)}
     data["charts"].append(charts.specification(panel))
     return about | {"kind": "chart", "note": charts.left_out(panel), "index": len(data["charts"]) - 1}
 
