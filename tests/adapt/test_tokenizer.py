@@ -80,7 +80,8 @@ def test_the_split_is_by_whole_texts_follows_the_seed_and_overlaps_nowhere():
 @pytest.mark.parametrize("kind", ["bpe", "compression"])
 def test_an_interrupted_training_leaves_no_tokenizer_and_goes_on_from_its_parts(kind, records, tmp_path, monkeypatch):
     settings = {"texts": records[:60], "kind": kind, "vocabulary_size": 280}
-    settings["compressing"] = Compressing(candidates=2, valid_bytes=2_000)
+    if kind == "compression":
+        settings["compressing"] = Compressing(candidates=2, valid_bytes=2_000)
     seen = []
     whole = tokenizer(out=tmp_path / "whole", advance=lambda *place: seen.append(place), **settings)
     assert {"measuring tokenizers"} < {stage for stage, _, _ in seen}

@@ -165,7 +165,7 @@ def test_the_heat_points_at_the_part_of_an_image_that_was_changed():
 
 
 def test_a_regular_grid_replaces_the_random_patches(detector):
-    found = images(A, BLURRED, detector=detector[0], patching=replace(PATCHES, stride=8), judging=QUICK["judging"])
+    found = images(A, BLURRED, detector=detector[0], patching=Patching(patch=8, stride=8), judging=QUICK["judging"])
     assert found["p_corrected"] <= 0.05
     assert by_key(found).keys() == by_key(detector[1]).keys()
 
