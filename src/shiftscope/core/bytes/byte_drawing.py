@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,10 +22,10 @@ class Drawing:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0 or self.samples < 1 or self.max_new_bytes < 1:
+        if not 0 <= self.temperature < math.inf or self.samples < 1 or self.max_new_bytes < 1:
             raise ValueError(
-                f"temperature {self.temperature}, samples {self.samples} and max_new_bytes {self.max_new_bytes}: need "
-                f"temperature >= 0 and at least 1 of the others"
+                f"temperature {self.temperature}, samples {self.samples} and max_new_bytes {self.max_new_bytes}: need a "
+                f"finite temperature >= 0 and at least 1 of the others"
             )
         if not all(self.stop):
             raise ValueError(f"stop is {self.stop!r}: texts that stop must not be empty")
