@@ -135,14 +135,23 @@ def test_contexts_left_out_for_their_probability_do_occur(engines):
 @pytest.mark.parametrize("support", SUPPORTS)
 @pytest.mark.parametrize("text", TEXTS)
 def test_contexts_woken_one_by_one_from_the_root_are_those_placed_at_once(engines, support, text):
-    """Identity: lazily, by `children` of each context woken, or all together, by `reaching` and `placed`."""
+    """Identity: lazily, by `children` of each context woken, or all together, by `reaching` and `placed`.
+
+    The ends of a sleeper are those of all sequences through it, whatever their probability.
+    """
     engine = engines[support]
+    ends = [
+        (path_of_seed(seed), (seed.start, seed.state))
+        for seed in covers.spelt(engine, text)
+        if seed.start == len(text) or covers.reaches(engine, (seed.start, seed.state), text)
+    ]
     (root,) = covers.placed(engine, covers.spelt(engine, b""))
     awake = [root]
     for context in awake:
         stops = range(context.start + 1, len(text) + 1)
         for sleeper in covers.children(engine, context, text, stops):
-            assert sleeper.ends
+            begun = (*path_of(sleeper.parent), sleeper.token)
+            assert set(sleeper.ends) == {end for path, end in ends if path[: len(begun)] == begun} != set()
             awake.append(sleeper.woken(engine))
     lazily = {path_of(c.node): c for c in awake if c.start == len(text) or covers.continues(engine, text[c.start :])}
     at_once = {path_of(context.node): context for context in covers.placed(engine, covers.reaching(engine, text))}
