@@ -275,7 +275,8 @@ def test_outputs_that_were_recorded_elsewhere_score_like_those_drawn_here(toy, p
             back = tokenizer(f" ] {right}", add_special_tokens=False)["input_ids"]
             output = [*front, *row["ids_after"], *back]
             stream.write(json.dumps({"passage": f"{left} [ {word} ] {right}", "output_ids": output}) + "\n")
-    again = edits(toy[0], recorded=path, probing=ASKED).table.to_pylist()
+    asked = Probing(instruction=INSTRUCTION, words=40)  # the rest is of outputs that are drawn here
+    again = edits(toy[0], recorded=path, probing=asked).table.to_pylist()
     assert [row["outcome"] for row in again] == [row["outcome"] for row in rows]
     assert [row["artefact"] for row in again] == [row["artefact"] for row in rows]
     assert any(row["outcome"] == "phantom" for row in again)

@@ -9,7 +9,7 @@ import pytest
 
 from shiftscope.compare.tokens import tokens
 from shiftscope.core import scale
-from shiftscope.core.answers import Loading
+from shiftscope.core.answers import Compiling
 from shiftscope.core.decode import Sampling
 from shiftscope.core.parts import Parts, ShardDone
 from shiftscope.zoo import sums
@@ -20,7 +20,7 @@ SETTINGS = {
     "tuned": "sums-rlvr",
     "texts": TEXTS,
     "sampling": Sampling(temperature=1),
-    "loading": Loading(batch_size=4),
+    "loading": Compiling(batch_size=4),
 }
 
 
