@@ -121,6 +121,7 @@ FAMILIES = {
     "taken whole": (lambda: taking_whole(LLAMA3, WIDE, "Aba", "Ġbab", "11.", "Ċ1", "aab"), "abA1 ", WIDE),
     "taken whole, blanks": (lambda: taking_whole(GPT2, WIDE, "ĊĠĠ", "ĠĊĠ", "Ġaa", "bĊ"), "ab \n", WIDE),
     "composed characters": (lambda: byte_level(LLAMA3, "ae é\u0301\u0303.1", normalizers.NFC()), "ae\u0301", "ae é\u0301.1"),
+    "kana and their signs": (lambda: byte_level(LLAMA3, "カー・゠a1 ."), "カ・. ", "カ・a1 ."),
     "sentencepiece": (lambda: sentencepiece(WIDE), "ab 1\n", WIDE + "z"),
     "marked once": (lambda: sentencepiece("ab 1\n", ("first", False)), "ab \n", "ab 1\nz"),
     "marked by word": (lambda: sentencepiece("ab 1\n", ("always", True)), "ab \n", "ab 1\nz"),

@@ -8,7 +8,6 @@ from transformers import PreTrainedTokenizerFast
 
 from shiftscope.core import checkpoints
 from shiftscope.core.bytes import canonical, token_bytes
-from shiftscope.core.bytes.character_classes import pattern
 
 TEXT = (
     "def value(self, other):\n    return self.value + other  # the sum\n\n\nIt's the value's owner; they'll read 1234567 "
@@ -258,10 +257,3 @@ def test_a_tokenizer_that_marks_the_inside_of_words_is_refused():
     tokenizer = Tokenizer(models.BPE(vocab={"##a": 0, "a": 1}, merges=[], continuing_subword_prefix="##"))
     with pytest.raises(ValueError, match="marks pieces inside a word"):
         token_bytes.read(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
-
-
-def test_patterns_keep_what_pre_tokenizers_can_tell_apart():
-    assert pattern(b" hello") == pattern(b" the")
-    assert pattern(b"123") != pattern(b"12")
-    assert pattern(b"'s") != pattern(b"'x")
-    assert pattern(b"\x80ab") == b"\x80aa"

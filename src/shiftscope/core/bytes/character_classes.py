@@ -32,6 +32,7 @@ CLASS_OF = {
     "Ll": "\u00e9", "Lu": "\u00c9", "Lt": "\u01c5", "Lm": "\u02b0", "Lo": "\u0627", "Mn": "\u0301", "Mc": "\u0903",
     "Me": "\u0488", "Nd": "\u0663", "Nl": "\u2167", "No": "\u00b2",
 }  # fmt: skip
+SHORTEST = {2: 0x80, 3: 0x800, 4: 0x10000}  # first character that takes so many bytes
 
 
 @lru_cache(maxsize=4096)
@@ -44,36 +45,44 @@ def completions(begun: bytes) -> tuple[bytes, ...] | None:
             return None
     else:
         return (b"",)
-    missing = {0xC0: 2, 0xE0: 3, 0xF0: 4}[min(begun[0] & 0xF0, 0xF0) if begun[0] >= 0xE0 else 0xC0] - len(begun)
-    steps = [range(0x80, 0xC0)] if missing == 1 else [range(0x80, 0xC0), range(0x80, 0xC0, 5)]
-    if missing == 3:
-        steps = [range(0x80, 0xC0, 3), range(0x80, 0xC0, 7), range(0x80, 0xC0, 21)]
-    found: dict[str, bytes] = {}
-    endings = [b""]
-    for step in steps:
-        endings = [ending + bytes([byte]) for ending in endings for byte in step]
-    for ending in endings:
-        try:
-            character = (begun + ending).decode()
-        except UnicodeDecodeError:
-            continue
+    width = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
+    code = begun[0] & 0x7F >> width
+    for byte in begun[1:]:
+        code = code << 6 | byte & 0x3F
+    bits = 6 * (width - len(begun))
+    first, last = max(code << bits, SHORTEST[width]), min((code + 1) << bits, 0x110000)
+    found: dict[str, str] = {}
+    for character in map(chr, range(first, last)):
         category = unicodedata.category(character)
-        found.setdefault(category if category[0] == "L" else category[0], ending)
-    return tuple(found.values()) or None
+        if category != "Cs":  # surrogates are no text
+            found.setdefault(category if category[0] == "L" else category[0], character)
+    return tuple(character.encode()[len(begun) :] for character in found.values())
 
 
 @lru_cache(maxsize=65536)
 def representative(character: str) -> str:
-    """A character that pre-tokenizers cannot tell from this one: ASCII by case, others by Unicode category."""
+    """A character that pre-tokenizers cannot tell from this one: ASCII by case, others by Unicode category.
+
+    Letters of kana, and ideographs in the range that rules name, have one of their own; what rules may name by script or
+    by block stands for itself.
+    """
     if character.isascii():
         if character.isalpha():
             return "a" if character.islower() else "A"
         return "1" if character.isdigit() else character
+    category = unicodedata.category(character)
     if "\u3040" <= character <= "\u30ff":
-        return "\u3042"
-    if "\u4e00" <= character <= "\u9fff":
+        return "\u3042" if category == "Lo" else character
+    if "\u4e00" <= character <= "\u9fa5":
         return "\u4e2d"
-    return CLASS_OF.get(unicodedata.category(character), character)
+    return character if _is_ideograph(character) else CLASS_OF.get(category, character)
+
+
+def _is_ideograph(character: str) -> bool:
+    """Whether rules that name ideographs by script take this one; some that name their range do not."""
+    return character in "\u3005\u3007\u303b\U00016fe3\U00016ff0\U00016ff1" or unicodedata.name(
+        character, ""
+    ).startswith(("CJK UNI", "CJK COM", "HANGZHOU"))
 
 
 @lru_cache(maxsize=1 << 18)
@@ -87,8 +96,8 @@ def pattern(text: bytes, raw: bool = False) -> bytes:
     for character in text.decode("utf-8", "surrogateescape"):
         if character in "'’":
             keep = 3
-        kept = keep > 0 or "\udc80" <= character <= "\udcff"
-        keep -= keep > 0
+        kept = keep > 0
+        keep -= kept
         each = character if kept else representative(character)
         if not (each.isalpha() and found[-2:] == [each, each] and not kept):
             found.append(each)
