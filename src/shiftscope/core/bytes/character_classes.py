@@ -35,6 +35,16 @@ CLASS_OF = {
 SHORTEST = {2: 0x80, 3: 0x800, 4: 0x10000}  # first character that takes so many bytes
 
 
+def begun_with(begun: bytes) -> range:
+    """The codes of all characters that begin with these bytes, surrogates among them; one byte at least, no whole character."""
+    width = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
+    code = begun[0] & 0x7F >> width
+    for byte in begun[1:]:
+        code = code << 6 | byte & 0x3F
+    bits = 6 * (width - len(begun))
+    return range(max(code << bits, SHORTEST[width]), min((code + 1) << bits, 0x110000))
+
+
 @lru_cache(maxsize=4096)
 def completions(begun: bytes) -> tuple[bytes, ...] | None:
     """Endings that make a begun character whole, one per class of character; (b"",) where it is whole, None where none can."""
@@ -45,14 +55,8 @@ def completions(begun: bytes) -> tuple[bytes, ...] | None:
             return None
     else:
         return (b"",)
-    width = 2 if begun[0] < 0xE0 else 3 if begun[0] < 0xF0 else 4
-    code = begun[0] & 0x7F >> width
-    for byte in begun[1:]:
-        code = code << 6 | byte & 0x3F
-    bits = 6 * (width - len(begun))
-    first, last = max(code << bits, SHORTEST[width]), min((code + 1) << bits, 0x110000)
     found: dict[str, str] = {}
-    for character in map(chr, range(first, last)):
+    for character in map(chr, begun_with(begun)):
         category = unicodedata.category(character)
         if category != "Cs":  # surrogates are no text
             found.setdefault(category if category[0] == "L" else category[0], character)

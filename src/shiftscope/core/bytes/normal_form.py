@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from shiftscope.core.bytes.character_classes import completions
+from shiftscope.core.bytes.character_classes import begun_with
 from shiftscope.core.bytes.merge_pairs import Mask
 from shiftscope.core.bytes.token_bytes import TokenBytes, complete
 
@@ -33,8 +33,14 @@ class NormalForm:
             return False
         if self._normalizer is None:
             return True
-        ways = [(whole + rest + end).decode() for end in (completions(rest) or ())] if rest else [whole.decode()]
-        return any(self._normalizer.normalize_str(way).rstrip() == way.rstrip() for way in ways)
+        stem = whole.decode()
+        if not rest:
+            return self._same(stem)
+        every = (character for character in map(chr, begun_with(rest)) if not "\ud800" <= character <= "\udfff")
+        return any(self._same(stem + character) for character in every)
+
+    def _same(self, text: str) -> bool:
+        return self._normalizer.normalize_str(text).rstrip() == text.rstrip()
 
     @cached_property
     def _ascii(self) -> tuple[Mask, list[int]]:
