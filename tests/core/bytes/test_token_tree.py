@@ -5,7 +5,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+import transformers
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from shiftscope.core import checkpoints
 from shiftscope.core.bytes.token_tree import ROWS, TokenTree, path_of
@@ -171,3 +172,41 @@ def test_models_a_tree_cannot_hold_are_refused_in_a_sentence(model):
         broken.transformer.ln_f.weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="gives logits that are not numbers"):
         tree.laws([tree.child(tree.root, 3)])
+
+
+def test_a_text_beyond_the_limit_takes_no_other_with_it(model):
+    tree = tree_of(model)
+    node = tree.root
+    for _ in range(PLACES - len(OPENING) + 1):
+        node = tree.child(node, 3)
+    beside = tree.child(tree.root, 9)
+    with pytest.raises(ValueError, match="reads at most"):
+        tree.laws([beside])
+    del node
+    np.testing.assert_allclose(tree.laws([beside])[0], plain(model, (*OPENING, 9)), atol=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("Bloom", {"n_layer": 2, "n_head": 4}),
+        ("Falcon", {"alibi": True, "num_hidden_layers": 2, "num_attention_heads": 4}),
+        ("Mamba", {"num_hidden_layers": 2}),
+        (
+            "Lfm2",
+            {
+                "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "num_key_value_heads": 2,
+                "layer_types": ["conv", "full_attention"],
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_a_model_whose_code_stumbles_over_the_mask_or_the_cache_is_refused_in_a_sentence(kind, sizes):
+    config = getattr(transformers, f"{kind}Config")(vocab_size=V, hidden_size=32, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        strange = AutoModelForCausalLM.from_config(config).float().eval()
+    with pytest.raises(
+        ValueError, match=rf"{kind}ForCausalLM\) cannot be read as a tree of contexts: its layers do not"
+    ):
+        tree_of(strange)

@@ -73,7 +73,7 @@ class TokenTree:
     opening: token ids in front of every text, at least one.
     Nodes that nobody holds any more give their place back. forwards, positions: how many were computed so far. limit: of
     tokens in one text: the context, or the window of a model with sliding attention, which the tree does not slide.
-    Raises ValueError for a model without an opening token, and for one whose attention does not take such a mask.
+    Raises ValueError without an opening token, and for a model whose layers do not take such a mask or read it otherwise.
     """
 
     def __init__(self, checkpoint: Checkpoint, opening: Sequence[int]) -> None:
@@ -146,17 +146,24 @@ class TokenTree:
         return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()).log_softmax(-1)
 
     def evaluate(self) -> None:
-        """Compute all nodes that wait, in one forward."""
-        waiting = [node for node in (ref() for ref in self._waiting) if node is not None]
+        """Compute all nodes that wait, in one forward; where one of them is too deep, all go on waiting."""
+        waiting = self._held()
+        if waiting:
+            self._compute(waiting)
         self._waiting = []
-        if not waiting:
-            return
-        deepest = max(node.depth for node in waiting)
+
+    def _held(self) -> list[Node]:
+        """The nodes that wait and that somebody still holds. Raises ValueError where one is beyond the limit."""
+        waiting = [node for node in (ref() for ref in self._waiting) if node is not None]
+        deepest = max((node.depth for node in waiting), default=0)
         if deepest >= self.limit:
             raise ValueError(
                 f"the text needs {deepest + 1} tokens, {self._checkpoint.name} reads at most {self.limit} in a tree of "
                 f"contexts: give a shorter one"
             )
+        return waiting
+
+    def _compute(self, waiting: Sequence[Node]) -> None:
         self._compact()
         first = len(self._slots)
         for number, node in enumerate(waiting):
@@ -202,6 +209,17 @@ class TokenTree:
         a, b, c = (int(token) % vocabulary for token in (7919, 15838, 23757))
         first = self.child(self.root, a)
         left, right = self.child(first, b), self.child(self.root, c)
+        waiting = self._held()
+        try:
+            self._compute(waiting)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as reason:
+            raise ValueError(
+                f"{self._checkpoint.name} ({type(self._checkpoint.model).__name__}) cannot be read as a tree of contexts: its "
+                f"layers do not take an attention mask for each token or a cache of keys and values ({reason})"
+            ) from reason
+        self._waiting = []
         own = self.laws([left, right])
         ids = [node.token for node in self._trunk]
         for law, path in zip(own, ([*ids, a, b], [*ids, c]), strict=True):
