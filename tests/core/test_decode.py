@@ -1,5 +1,7 @@
 """Sampling: the law is the model's, and neither batching nor order changes a sample."""
 
+import copy
+
 import pytest
 import torch
 from scipy import stats
@@ -89,6 +91,12 @@ def test_top_k_keeps_the_k_most_probable_tokens_and_their_ratios_before_top_p():
     assert torch.equal(decode.shaped(logits, 1.0, top_k=5), decode.shaped(logits, 1.0))
     both = decode.shaped(logits, 1.0, 0.7, 2).exp()  # of the two that are left, the first has 73 %
     assert both[0].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_an_end_beyond_the_models_vocabulary_is_no_end(sums):
+    strange = copy.deepcopy(sums)
+    strange.model.generation_config.eos_token_id = [50256, *decode.end_ids(sums)]
+    assert decode.end_ids(strange) == decode.end_ids(sums)
 
 
 def test_tokens_that_a_row_may_not_write_are_never_drawn_and_further_ends_end(sums, contexts):

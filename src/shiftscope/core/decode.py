@@ -84,11 +84,14 @@ def choose(logits_BV: Tensor, uniform_B: Tensor, temperature: float, top_p: floa
 
 
 def end_ids(checkpoint: Checkpoint) -> tuple[int, ...]:
-    """The ids that end an answer: the generation configuration's, else the tokenizer's end-of-text token."""
+    """The ids that end an answer: the generation configuration's and the tokenizer's end-of-text token.
+
+    Ids beyond the model's vocabulary (a small model with its family's default, say) are left out: no model draws them.
+    """
     configured = getattr(checkpoint.model.generation_config, "eos_token_id", None)
     found = configured if isinstance(configured, list) else [configured]
     ids = [token for token in (*found, checkpoint.tokenizer.eos_token_id) if token is not None]
-    return tuple(dict.fromkeys(ids))
+    return tuple(dict.fromkeys(token for token in ids if token < checkpoint.vocabulary_size))
 
 
 def sample(
