@@ -270,25 +270,6 @@ def test_tokenizers_are_named_by_their_files(small_tekken, tmp_path):
     assert min(cuts[0].stream.ids_N) >= 20  # no special token is read
 
 
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (b"", "of an unknown kind"),
-        (b"\x0a\xff\xff", "of an unknown kind"),
-        (b'{"config": {}, "vocab": []}', "is no tekken.json"),
-        (b'{"config": {"pattern": "x"}, "vocab": [{"rank": 0}]}', "is no tekken.json"),
-        (b'{"model": 1}', "of an unknown kind"),
-        (b"\x0a\x03\x0a\x01a\x12\x02\x18\x04", "is of kind 4"),
-    ],
-)
-def test_a_file_of_no_known_kind_is_refused_in_a_sentence(tmp_path, content, sentence):
-    (tmp_path / "strange.model").write_bytes(content)
-    with pytest.raises(ValueError, match=sentence):
-        tokenizer_files.read(tmp_path / "strange.model")
-    with pytest.raises(ValueError, match="is no file"):
-        tokenizer_files.read(tmp_path / "absent.json")
-
-
 @pytest.fixture(scope="module")
 def clip():
     """CLIP's own merges, from the file in open_clip_torch; the package is not imported, it needs a torchvision."""

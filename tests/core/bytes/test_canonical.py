@@ -178,18 +178,6 @@ def test_what_may_follow_is_what_some_text_is_encoded_to(name):
     assert min(judged.values()) > 10
 
 
-def test_no_word_ends_inside_a_token_that_lacks_the_mark():
-    tokens = token_bytes.read(ended_words("abs '1.é"))
-    rules = canonical.validity(tokens)
-    open_letter, open_digit, word = (tokens.equal(text)[0] for text in (b"a", b"1", b"a "))
-    after = rules.step(rules.start, open_letter)
-    assert after is not None
-    assert not rules.closes(after)
-    assert rules.step(after, word) is None or tokens.encode("aa")[0] != tokens.equal(b"aa ")[0]
-    assert rules.step(rules.start, open_digit) is None  # a digit is a word of its own
-    assert rules.closes(rules.step(rules.start, word))
-
-
 def test_a_character_composed_by_the_normaliser_never_comes_in_parts():
     tokens = token_bytes.read(byte_level(LLAMA3, "ae é\u0301\u0303.1", normalizers.NFC()))
     rules = canonical.validity(tokens)

@@ -63,19 +63,20 @@ def read(path: str | Path) -> Tokenizer:
         return _sentencepiece(content, str(path))
     try:
         described = json.loads(content)
-        if "config" in described and "vocab" in described:
-            return _tekken(described)
-    except (KeyError, TypeError, ValueError) as error:  # json's and base64's own errors are ValueErrors
+    except ValueError as error:
         raise ValueError(
-            f"{str(path)!r} is no tekken.json: its config (with a pattern) and vocab (with token_bytes) are needed"
+            f"{str(path)!r} begins like JSON and is none ({error}): it is cut off or damaged; get it again"
         ) from error
+    tekken = "config" in described and "vocab" in described
     try:
-        return Tokenizer.from_str(content.decode())
+        return _tekken(described) if tekken else Tokenizer.from_str(content.decode())
     except Exception as error:  # the library raises bare Exception
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{str(path)!r} is a tokenizer of an unknown kind ({reason}): a tokenizer.json, a tekken.json or a SentencePiece "
-            f"model is needed"
+            f"{str(path)!r} is no tekken.json: its config (with a pattern) and vocab (with token_bytes) are needed ({reason})"
+            if tekken
+            else f"{str(path)!r} is a tokenizer of an unknown kind ({reason}): a tokenizer.json, a tekken.json or a "
+            f"SentencePiece model is needed"
         ) from error
 
 
